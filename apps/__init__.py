@@ -1,1 +1,1 @@
-"""The applications: each turns its field's files into tensors and back (see docs/architecture.md)."""
+"""The applications: each turns its field's files into tensors and back."""

@@ -1,0 +1,90 @@
+"""Randomness that belongs to a sample, not to a batch.
+
+Every draw comes from an explicit `torch.Generator`. Where results must not depend on batching,
+chunking or worker count, a *list* of generators is given instead, one per sample: sample i then
+draws from its own stream whatever batch it happens to be computed in. Draws are made on the
+generator's device (CPU for keyed streams) and moved, so that a GPU sees the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator]
+"""One stream for a whole batch, or one per sample."""
+
+
+def keyed_generator(*key: int) -> torch.Generator:
+    r"""A CPU generator that is a function of `key` alone, e.g. (seed, member, time stamp).
+
+    Args:
+        key: integers of any sign and up to 64 bits; their order matters.
+
+    Returns:
+        a generator; streams of different keys are independent (NumPy's `SeedSequence` hash).
+    """
+    words = [len(key)]  # the hash ignores trailing zeros: (1,) and (1, 0) must differ
+    words += [word for k in key for word in (k & 0xFFFFFFFF, (k >> 32) & 0xFFFFFFFF)]
+    seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(
+    shape: Sequence[int],
+    generator: Generators | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Standard normal draws.
+
+    Args:
+        shape: the shape; with one generator per sample, `len(generator) == shape[0]`.
+        generator: one generator, a sequence of them (one per sample), or None (global stream).
+        device: where the result lives.
+        dtype: floating type of the result.
+
+    Returns:
+        a tensor of the given shape.
+
+    Raises:
+        ValueError: the number of generators is not the number of samples.
+    """
+    return _draw(torch.randn, shape, generator, device, dtype)
+
+
+def rand(
+    shape: Sequence[int],
+    generator: Generators | None = None,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Uniform draws on [0, 1); arguments as for `randn`."""
+    return _draw(torch.rand, shape, generator, device, dtype)
+
+
+def _draw(
+    function: object,
+    shape: Sequence[int],
+    generator: Generators | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    shape = tuple(shape)
+    if generator is None:
+        return function(shape, device=device, dtype=dtype)  # type: ignore[operator]
+    if isinstance(generator, torch.Generator):
+        drawn = function(shape, generator=generator, device=generator.device, dtype=dtype)  # type: ignore[operator]
+        return drawn.to(device) if device is not None else drawn
+    if len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators for {shape[0]} samples: one each is needed")
+    if not shape[0]:
+        return torch.empty(shape, device=device, dtype=dtype)
+    rows = [function(shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator]  # type: ignore[operator]
+    drawn = torch.stack(rows)
+    return drawn.to(device) if device is not None else drawn
