@@ -1,0 +1,1 @@
+"""Climate downscaling: coarse climate fields in, calibrated fine-scale ensembles out."""

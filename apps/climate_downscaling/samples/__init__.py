@@ -1,0 +1,1 @@
+"""Bundled sample data and weights; `README.md` says where they come from."""
