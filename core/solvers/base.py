@@ -1,0 +1,112 @@
+"""What every sampler is: a frozen set of options that turns noise into data.
+
+A sampler is called with a `denoise` function whose context and guidance are already bound, and
+does all its scalar arithmetic once, in Python numbers, before the loop: a step is then a few
+tensor operations, with no look-ups on the device and no synchronisation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.denoiser import Posterior
+from core.errors import AleatorError
+from core.paths import Path
+from core.random import Generators
+
+Denoise = Callable[[Tensor, float], Posterior]
+"""(x_t (B, *E), t) -> posterior of x_0."""
+
+
+@dataclass(frozen=True)
+class Sampler(ABC):
+    """Base class.
+
+    Attributes:
+        steps: network evaluations, unless the sampler says otherwise.
+    """
+
+    steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise AleatorError(f"steps={self.steps}: a sampler needs at least one")
+
+    @abstractmethod
+    def __call__(
+        self, denoise: Denoise, x_t: Tensor, *, path: Path, generator: Generators | None = None
+    ) -> Tensor:
+        """Draw x_0.
+
+        Args:
+            denoise: the model, context and guidance bound.
+            x_t: (B, *E) noise at `path.t_max`, of standard deviation σ(t_max).
+            path: the forward process.
+            generator: randomness of stochastic samplers; one stream, or one per sample.
+
+        Returns:
+            (B, *E) samples.
+        """
+
+
+def log_snr_grid(path: Path, points: int, t_min: float) -> list[float]:
+    """Times from `path.t_max` down to `t_min`, uniform in log-SNR: where the work is."""
+    ends = torch.tensor([path.t_max, t_min], dtype=torch.float64)
+    low, high = path.log_snr(ends).tolist()
+    if points == 1:
+        return [path.t_max]
+    times = path.t_from_log_snr(torch.linspace(low, high, points, dtype=torch.float64)).tolist()
+    times[0], times[-1] = path.t_max, t_min
+    return times
+
+
+def uniform_grid(path: Path, points: int, t_min: float) -> list[float]:
+    """Times from `path.t_max` down to `t_min`, uniform in t."""
+    if points == 1:
+        return [path.t_max]
+    return torch.linspace(path.t_max, t_min, points, dtype=torch.float64).tolist()
+
+
+def karras_grid(path: Path, points: int, t_min: float, rho: float = 7.0) -> list[float]:
+    """Times uniform in (σ/α)^{1/ρ}: the grid of Karras et al. (2022), on any path."""
+    if points == 1:
+        return [path.t_max]
+    ends = torch.tensor([path.t_max, t_min], dtype=torch.float64)
+    high, low = (torch.exp(-0.5 * path.log_snr(ends)) ** (1 / rho)).tolist()
+    ratio = torch.linspace(high, low, points, dtype=torch.float64) ** rho
+    times = path.t_from_log_snr(-2 * ratio.log()).tolist()
+    times[0], times[-1] = path.t_max, t_min
+    return times
+
+
+GRIDS = {"log_snr": log_snr_grid, "uniform": uniform_grid, "karras": karras_grid}
+
+
+@dataclass(frozen=True)
+class GridSampler(Sampler):
+    """A sampler that walks down a grid of times.
+
+    Attributes:
+        grid: "log_snr", "uniform" (in t) or "karras".
+        log_snr_max: log-SNR at which the walk ends and the last denoising is taken as x_0;
+            7 is a noise of 3 % of the signal.
+    """
+
+    grid: str = "log_snr"
+    log_snr_max: float = 7.0
+
+    def times(self, path: Path, points: int) -> list[float]:
+        """The grid.
+
+        Raises:
+            AleatorError: unknown grid.
+        """
+        if self.grid not in GRIDS:
+            raise AleatorError(f"unknown grid {self.grid!r}; known: {', '.join(sorted(GRIDS))}")
+        end = path.t_from_log_snr(torch.tensor(self.log_snr_max, dtype=torch.float64)).item()
+        return GRIDS[self.grid](path, points, max(end, path.t_min))

@@ -1,0 +1,175 @@
+"""`python -m pipelines.climate`: coarse climate fields in, calibrated fine-scale ensembles out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines._door import door, friendly, overrides, say
+
+app = door(
+    "Downscale coarse climate fields (NetCDF, Zarr, GRIB) to calibrated fine-scale ensembles.\n\n"
+    "Try it: `python -m pipelines.climate downscale` runs on a bundled ERA5 sample with bundled "
+    "weights. Your own region: `train FINE.nc --variables tas --factor 4 -o my_model`, then "
+    "`downscale COARSE.nc --model my_model -o fine.nc`, then "
+    "`evaluate fine.nc TRUTH.nc -o report`."
+)
+
+Model = Annotated[
+    Path | None,
+    typer.Option("--model", help="Folder of a trained model; the bundled one if not given."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same numbers, however the work is split.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+TimeRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A:B", help="Only times from A to B inclusive, e.g. 2019-03-25:2019-03-31."
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override one value of the config; repeatable."),
+]
+
+
+@app.command()
+@friendly
+def downscale(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[INPUT]", help="Coarse NetCDF, Zarr or GRIB; the sample if none."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="OUT.nc or OUT.zarr; OUT.png goes beside it.")
+    ] = Path("downscaled.nc"),
+    model: Model = None,
+    members: Annotated[int, typer.Option(help="Ensemble members.")] = 16,
+    steps: Annotated[
+        int | None, typer.Option(help="Network evaluations a sample; the model's own if none.")
+    ] = None,
+    seed: Seed = 0,
+    time_range: TimeRange = None,
+    conserve: Annotated[
+        bool,
+        typer.Option(help="Make every member's coarse-cell means equal the input exactly."),
+    ] = True,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes on this machine; 1 runs in this process.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tcp://...")
+    ] = None,
+    chunk: Annotated[
+        int | None, typer.Option(help="Time steps per task; memory follows it.")
+    ] = None,
+    device: Device = "auto",
+    truth: Annotated[
+        str | None, typer.Option(help="Fine truth to score against and to draw, if you have it.")
+    ] = None,
+    figure: Annotated[bool, typer.Option(help="Draw OUT.png.")] = True,
+    overwrite: Overwrite = False,
+) -> None:
+    """Downscale coarse fields to an ensemble of fine ones, with a figure and, given truth, scores.
+
+    A run that is stopped continues where it was when the same command is given again.
+    """
+    from apps.climate_downscaling.run import Request, run
+
+    request = Request(
+        source=source,
+        output=output,
+        model=model,
+        members=members,
+        steps=steps,
+        seed=seed,
+        time_range=time_range,
+        conserve=conserve,
+        workers=workers,
+        scheduler=scheduler,
+        chunk=chunk,
+        device=device,
+        truth=truth,
+        figure=figure,
+        overwrite=overwrite,
+    )
+    run(request, say=say)
+
+
+@app.command()
+@friendly
+def prepare(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Fine NetCDF, Zarr or GRIB.")],
+    variables: Annotated[str, typer.Option(help="Comma-separated CF names, e.g. tas or tas,pr.")],
+    factor: Annotated[int, typer.Option(help="Fine cells per side of a coarse cell.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Zarr folder to write.")],
+    settings: Settings = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Coarsen conservatively, split into train and test, fit the normaliser; write it as Zarr."""
+    from apps.climate_downscaling.config import read_config
+    from apps.climate_downscaling.prepare import prepare as run
+
+    config = read_config(None, overrides(settings or []), variables=variables, factor=factor)
+    say(run(data, output, config, overwrite=overwrite))
+
+
+@app.command()
+@friendly
+def train(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Fine data, or what prepare wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the trained model.")],
+    variables: Annotated[
+        str | None, typer.Option(help="Comma-separated CF names, e.g. tas or tas,pr.")
+    ] = None,
+    factor: Annotated[
+        int | None, typer.Option(help="Fine cells per side of a coarse cell.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON file with the configuration.")] = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped training.")] = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a model on fine data: regress the mean, then learn what is left as a distribution."""
+    from apps.climate_downscaling.config import read_config
+    from apps.climate_downscaling.train import train as run
+
+    chosen = read_config(config, overrides(settings or []), variables=variables, factor=factor)
+    run(
+        data, output, chosen, seed=seed, resume=resume, device=device, overwrite=overwrite, say=say
+    )
+
+
+@app.command()
+@friendly
+def evaluate(
+    prediction: Annotated[str, typer.Argument(metavar="PRED", help="What downscale wrote.")],
+    truth: Annotated[str, typer.Argument(metavar="TRUTH", help="The fine truth.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")],
+    time_range: TimeRange = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score an ensemble against truth: results.json, tables, figures."""
+    from apps.climate_downscaling.verify import verify
+
+    verify(prediction, truth, output, time_range=time_range, overwrite=overwrite)
+
+
+@app.command()
+@friendly
+def info(
+    thing: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A model folder or a file.")],
+) -> None:
+    """Say in words what is in a model folder or a data file."""
+    from apps.climate_downscaling.describe import describe
+
+    print(describe(thing))
+
+
+if __name__ == "__main__":
+    app()
