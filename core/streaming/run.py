@@ -41,7 +41,8 @@ def stream(
     Args:
         compute: rows of every array, a function of (start, stop) alone. Beyond one process it is
             pickled once and kept by each worker, so an object that loads its model on first use
-            loads it once a worker; give it the model's path rather than the model.
+            loads it once a worker; give it the model's path rather than the model. Values are
+            stored as they are: scaling or filling that readers undo is for `compute` to do.
         store: where rows go.
         chunk: rows of a task, a multiple of every Zarr chunk (or shard) along the streamed axis,
             so that no two tasks write the same piece.
