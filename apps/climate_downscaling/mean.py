@@ -1,0 +1,224 @@
+r"""The mean: a ridge regression of every fine cell on the coarse cells around it.
+
+    y(x) = base(x) + sum_k w_k(x) c_k,    w_k ~ N(0, exp(-d_k / L) / a)
+
+with c the standardised coarse field in the cells nearest to the fine one, d_k the distance to
+coarse cell k in cells, and base an interpolation of the field. The prior lets neighbours speak
+and hushes far cells: on small samples that is worth more than any of the non-linear regressions
+that were tried (docs/climate.md). L and a are chosen by cross-validation over contiguous blocks
+of time with gaps. The same blocks give *cross-fitted* predictions: residuals of in-sample ones
+are too small, and an ensemble made from them is overconfident.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from core.errors import AleatorError
+
+REACH = 5.0
+"""Cells beyond this many lengths are left out: their prior variance is under 1 %."""
+
+
+@dataclass(frozen=True)
+class MeanConfig:
+    """How the mean is regressed.
+
+    Attributes:
+        base: interpolation that the regression corrects: "bicubic", "bilinear" or "nearest".
+        lengths: candidates of L, in coarse cells.
+        strengths: candidates of a.
+        blocks: contiguous blocks of time for cross-validation and cross-fitting.
+        gap: time steps left out on either side of a block.
+    """
+
+    base: str = "bicubic"
+    lengths: tuple[float, ...] = (0.5, 0.7, 1.0, 1.5, 2.5, 5.0)
+    strengths: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)
+    blocks: int = 6
+    gap: int = 24
+
+    def __post_init__(self) -> None:
+        if self.base not in ("bicubic", "bilinear", "nearest"):
+            raise AleatorError(f"mean.base={self.base!r}; known: bicubic, bilinear, nearest")
+        if self.blocks < 2 or self.gap < 0:
+            raise AleatorError("mean: blocks must be at least 2 and gap at least 0")
+
+
+def upsample(coarse: Tensor, factor: int, method: str = "bicubic") -> Tensor:
+    """Interpolate (B, V, h, w) to (B, V, h * factor, w * factor)."""
+    options = {} if method == "nearest" else {"align_corners": False}
+    return interpolate(coarse, scale_factor=factor, mode=method, **options)
+
+
+@dataclass(frozen=True)
+class LocalRidge:
+    """The fitted regression.
+
+    Attributes:
+        scale: (V, h, w) standard deviation of each coarse cell.
+        intercept: (V, H, W) mean correction of each fine cell.
+        weights: (G, P, V f²) for each of the G coarse cells, from its P predictors (V variables
+            at its nearest cells) to its f² fine cells of every variable.
+        centres: (V, h, w) mean of each coarse cell.
+        base: interpolation that is corrected.
+        length: L.
+        strength: a.
+    """
+
+    centres: Tensor
+    scale: Tensor
+    intercept: Tensor
+    weights: Tensor
+    base: str
+    length: float
+    strength: float
+
+    @property
+    def factor(self) -> int:
+        """Fine cells per side of a coarse cell."""
+        return self.intercept.shape[-1] // self.scale.shape[-1]
+
+    @classmethod
+    def fit(
+        cls, coarse: Tensor, fine: Tensor, *, length: float, strength: float, base: str = "bicubic"
+    ) -> LocalRidge:
+        """Fit on coarse (T, V, h, w) and fine (T, V, H, W) fields, in model units."""
+        return next(iter(_fit_path(coarse, fine, [length], [strength], base)))
+
+    def predict(self, coarse: Tensor) -> Tensor:
+        """Mean of the fine field given coarse (B, V, h, w): (B, V, H, W)."""
+        factor, (h, w) = self.factor, coarse.shape[-2:]
+        standard = (coarse - self.centres.to(coarse)) / self.scale.to(coarse)
+        near, _ = nearest_cells(h, w, self.weights.shape[1] // len(self.scale))
+        correction = torch.einsum(
+            "gtp,gpo->tgo", _predictors(standard, near.to(coarse.device)), self.weights.to(coarse)
+        )
+        correction = _from_blocks(correction, len(self.scale), h, w, factor)
+        return upsample(coarse, factor, self.base) + self.intercept.to(coarse) + correction
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint stores."""
+        return {
+            "centres": self.centres,
+            "scale": self.scale,
+            "intercept": self.intercept,
+            "weights": self.weights,
+        }
+
+
+def blocks_with_gap(steps: int, blocks: int, gap: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(training, held-out) indices of contiguous blocks, `gap` steps apart on either side.
+
+    Raises:
+        AleatorError: too few time steps to leave anything to train on.
+    """
+    index = torch.arange(steps)
+    for block in index.tensor_split(blocks):
+        keep = (index < block[0] - gap) | (index > block[-1] + gap)
+        if len(block) < 2 or keep.sum() < 2:
+            raise AleatorError(
+                f"{steps} time steps are too few for {blocks} blocks with gaps of {gap}: "
+                "give more data, or lower mean.blocks or mean.gap"
+            )
+        yield index[keep], block
+
+
+def cross_fit(
+    coarse: Tensor, fine: Tensor, config: MeanConfig
+) -> tuple[LocalRidge, Tensor, dict[str, float]]:
+    """Choose L and a, fit on everything, and predict every block by a fit on the others.
+
+    Args:
+        coarse: (T, V, h, w) in time order.
+        fine: (T, V, H, W).
+        config: candidates and blocks.
+
+    Returns:
+        the fit on all of it; its cross-fitted predictions (T, V, H, W); and the
+        cross-validated root mean square error of each candidate, by name "L=...,a=...".
+    """
+    candidates = list(itertools.product(config.lengths, config.strengths))
+    errors = torch.zeros(len(candidates), dtype=torch.float64)
+    spread = fine.std(0).mean(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
+    folds = list(blocks_with_gap(len(fine), config.blocks, config.gap))
+    for train, held_out in folds:
+        fits = _fit_path(coarse[train], fine[train], config.lengths, config.strengths, config.base)
+        for i, fitted in enumerate(fits):
+            error = (fitted.predict(coarse[held_out]) - fine[held_out]) / spread
+            errors[i] += error.double().square().mean() * len(held_out) / len(fine)
+    length, strength = candidates[int(errors.argmin())]
+    chosen = {"length": length, "strength": strength, "base": config.base}
+    predicted = torch.empty_like(fine)
+    for train, held_out in folds:
+        fitted = LocalRidge.fit(coarse[train], fine[train], **chosen)
+        predicted[held_out] = fitted.predict(coarse[held_out])
+    table = {
+        f"L={length:g},a={strength:g}": float(error) ** 0.5
+        for (length, strength), error in zip(candidates, errors, strict=True)
+    }
+    return LocalRidge.fit(coarse, fine, **chosen), predicted, table
+
+
+def _fit_path(
+    coarse: Tensor, fine: Tensor, lengths: Sequence[float], strengths: Sequence[float], base: str
+) -> Iterator[LocalRidge]:
+    """Fits for every (length, strength); the Gram matrices are shared."""
+    variables, h, w = coarse.shape[1:]
+    factor = fine.shape[-1] // w
+    centres = coarse.mean(0)
+    scale = coarse.std(0).clamp_min(1e-6)
+    target = fine - upsample(coarse, factor, base)
+    intercept = target.mean(0)
+    rows = _to_blocks((target - intercept).double(), h, w, factor)
+    standard = ((coarse - centres) / scale).double()
+    for length in lengths:
+        near, distance = nearest_cells(h, w, math.ceil(math.pi * (REACH * length) ** 2))
+        root = torch.exp(-0.5 * distance / length).repeat(1, variables)[:, None]
+        predictors = _predictors(standard, near) * root
+        gram = predictors.transpose(1, 2) @ predictors
+        against = predictors.transpose(1, 2) @ rows
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
+        for strength in strengths:
+            solved = torch.cholesky_solve(against, torch.linalg.cholesky(gram + strength * eye))
+            weights = (root.transpose(1, 2) * solved).to(fine.dtype)
+            yield LocalRidge(centres, scale, intercept, weights, base, length, strength)
+
+
+def nearest_cells(h: int, w: int, count: int) -> tuple[Tensor, Tensor]:
+    """The cells nearest to each cell of an h × w grid, itself first.
+
+    Returns:
+        indices (h w, P) and distances (h w, P) in cells, P = min(count, h w).
+    """
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    places = torch.stack([y.flatten(), x.flatten()], 1).double()
+    distance, index = torch.cdist(places, places).sort(dim=1, stable=True)
+    count = max(1, min(count, h * w))
+    return index[:, :count], distance[:, :count]
+
+
+def _predictors(fields: Tensor, near: Tensor) -> Tensor:
+    """(T, V, h, w) -> (h w, T, V P): every variable at the P cells nearest to each cell."""
+    gathered = fields.flatten(2)[:, :, near]
+    return gathered.permute(2, 0, 1, 3).flatten(2)
+
+
+def _to_blocks(fields: Tensor, h: int, w: int, factor: int) -> Tensor:
+    """(T, V, H, W) -> (h w, T, V f²): the fine cells of every coarse one."""
+    steps, variables = fields.shape[:2]
+    split = fields.reshape(steps, variables, h, factor, w, factor)
+    return split.permute(2, 4, 0, 1, 3, 5).reshape(h * w, steps, variables * factor**2)
+
+
+def _from_blocks(blocks: Tensor, variables: int, h: int, w: int, factor: int) -> Tensor:
+    """(T, h w, V f²) -> (T, V, H, W)."""
+    split = blocks.reshape(len(blocks), h, w, variables, factor, factor)
+    return split.permute(0, 3, 1, 4, 2, 5).reshape(len(blocks), variables, h * factor, w * factor)

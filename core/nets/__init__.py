@@ -1,0 +1,6 @@
+"""Networks: (x (B, *E), noise level (B,), context) -> (B, *E)."""
+
+from core.nets.mlp import MLP
+from core.nets.unet import UNet
+
+__all__ = ["MLP", "UNet"]
