@@ -59,6 +59,16 @@ def test_interval_has_the_width_of_the_circular_block_variance(block):
     assert width == pytest.approx(sd.item(), rel=0.03)
 
 
+@pytest.mark.exact
+@pytest.mark.parametrize("place", [0, 3, 24, 49])
+def test_every_time_is_drawn_equally_often_even_at_the_ends(place):
+    # a spike is in each of the 5 blocks with probability 1/5: its count is binomial
+    scores = torch.zeros(50)
+    scores[place] = 1
+    found = block_bootstrap(scores, block=10, level=0.9, draws=20_000, generator=generator())
+    assert (found.low, found.high) == (0, 3 / 50)  # P(count <= 2) = 0.942 < 0.95 < 0.993
+
+
 def test_blocks_hold_the_true_mean_as_often_as_promised_where_single_times_do_not():
     hits = {1: 0, 25: 0}
     for seed in range(150):

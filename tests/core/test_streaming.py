@@ -280,6 +280,22 @@ def test_an_incomplete_store_does_not_finish(tmp_path):
     assert not (tmp_path / "out.zarr").exists()
 
 
+def test_marks_of_different_chunkings_merge(tmp_path):
+    store = open_store(tmp_path / "out.zarr")
+    for chunk in (Chunk(0, 20), Chunk(5, 10), Chunk(20, 24), Chunk(40, 130)):
+        store.mark(chunk)
+    assert store.done() == [Chunk(0, 24), Chunk(40, 130)]
+    assert store.missing(10) == [Chunk(24, 30), Chunk(30, 40)]
+
+
+def test_what_zarr_left_when_it_was_killed_is_swept(tmp_path):
+    store = open_store(tmp_path / "out.zarr")
+    stream(make_compute(), store, chunk=64, arrays=AXES)
+    expected = {*files(store.data)}
+    (store.data / "index" / "c" / f"3.{'0a' * 16}.partial").write_bytes(b"half")
+    assert set(files(store.finish())) == expected
+
+
 def test_export_to_another_format_is_atomic_too(tmp_path):
     def export(group, path):
         np.save(path.open("wb"), zarr.open_group(group)["index"][:])
