@@ -26,7 +26,7 @@ Best = Literal["min", "max"] | float
 """Which value of a column is bold: the least, the greatest, or the nearest to a number."""
 
 MISSING = "–"
-_PACKAGES = ("aleator", "torch", "numpy", "scipy", "xarray", "zarr", "dask", "lightning")
+_PACKAGES = ("aleator", "torch", "numpy", "scipy", "xarray", "zarr", "dask", "lightning-fabric")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FIELD_LIBRARIES = {"xarray", "anndata", "scanpy", "cv2", "segmentation_models_pytorch", "uproot"}
-HEAVY = {"lightning", "scanpy", "segmentation_models_pytorch", "matplotlib", "distributed"}
+HEAVY = {"lightning_fabric", "scanpy", "segmentation_models_pytorch", "matplotlib", "distributed"}
 
 
 def imported_roots(path: Path) -> set[str]:

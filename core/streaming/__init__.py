@@ -9,7 +9,7 @@ in memory. Everything lives in `out.zarr.partial` until `finish` renames it, so 
 killed leaves nothing that looks finished, and the same call again continues where it was.
 """
 
-from core.streaming.progress import progress_bar
+from core.progress import progress_bar
 from core.streaming.run import Compute, stream
 from core.streaming.store import Chunk, PartialStore
 

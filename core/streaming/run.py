@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import AleatorError
-from core.streaming.progress import progress_bar
+from core.progress import progress_bar
 from core.streaming.store import Chunk, PartialStore
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ import torch
 import zarr
 
 from core.errors import AleatorError
+from core.progress import progress_bar
 from core.random import keyed_generator
-from core.streaming import Chunk, PartialStore, progress_bar, stream
+from core.streaming import Chunk, PartialStore, stream
 
 LENGTH = 130
 JOB = {"seed": 3, "input": {"sha256": "abc"}}
@@ -468,7 +469,7 @@ def test_tasks_in_flight_are_bounded(tmp_path, scheduler, monkeypatch):
 
 def test_progress_in_a_log_file_is_plain_lines(capsys, monkeypatch):
     clock = iter([0.0, 10.0, 40.0, 45.0])
-    monkeypatch.setattr("core.streaming.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("core.progress.time.monotonic", lambda: next(clock))
     with progress_bar(100, "hours", done=20) as advance:
         advance(20)
         advance(20)
