@@ -1,15 +1,19 @@
 """What every sampler is: a frozen set of options that turns noise into data.
 
-A sampler is called with a `denoise` function whose context and guidance are already bound, and
-does all its scalar arithmetic once, in Python numbers, before the loop: a step is then a few
+A sampler is called with a `denoise` function whose context and guidance are already bound. Most
+methods are linear in x_t and in the denoised x̂_0 of the last few evaluations: they only write down
+a table of coefficients, once, in Python numbers, and one loop serves all. A step is then a few
 tensor operations, with no look-ups on the device and no synchronisation.
 """
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +21,7 @@ from torch import Tensor
 from core.denoiser import Posterior
 from core.errors import AleatorError
 from core.paths import Path
-from core.random import Generators
+from core.random import Generators, randn
 
 Denoise = Callable[[Tensor, float], Posterior]
 """(x_t (B, *E), t) -> posterior of x_0."""
@@ -110,3 +114,55 @@ class GridSampler(Sampler):
             raise AleatorError(f"unknown grid {self.grid!r}; known: {', '.join(sorted(GRIDS))}")
         end = path.t_from_log_snr(torch.tensor(self.log_snr_max, dtype=torch.float64)).item()
         return GRIDS[self.grid](path, points, max(end, path.t_min))
+
+
+class Step(NamedTuple):
+    """One row of a sampler's table: x_s = on_x x_t + Σ_k on_means[k] x̂_0^{(k)} + noise z.
+
+    Attributes:
+        t: time of the evaluation that the step begins with.
+        on_x: coefficient of x_t.
+        on_means: coefficients of the x̂_0 of this evaluation, the one before, and so on.
+        noise: standard deviation of the fresh noise.
+    """
+
+    t: float
+    on_x: float
+    on_means: tuple[float, ...]
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class LinearSampler(GridSampler):
+    """A sampler that is a table of coefficients, and ends with one denoising."""
+
+    @property
+    def points(self) -> int:
+        """Points of the grid."""
+        return self.steps
+
+    @abstractmethod
+    def table(self, path: Path, times: list[float]) -> Iterator[Step]:
+        """The steps along a grid of times, which falls from `path.t_max`."""
+
+    def __call__(  # noqa: D102
+        self, denoise: Denoise, x_t: Tensor, *, path: Path, generator: Generators | None = None
+    ) -> Tensor:
+        steps, end = _remembered(self, path)
+        means: deque[Tensor] = deque(maxlen=3)
+        for t, on_x, on_means, noise in steps:
+            means.appendleft(denoise(x_t, t).mean)
+            x_t = on_x * x_t
+            for weight, mean in zip(on_means, means, strict=False):
+                x_t.add_(mean, alpha=weight)
+            if noise:
+                z = randn(x_t.shape, generator, device=x_t.device, dtype=x_t.dtype)
+                x_t.add_(z, alpha=noise)
+        return denoise(x_t, end).mean
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered(sampler: LinearSampler, path: Path) -> tuple[tuple[Step, ...], float]:
+    """The table and the last time; kept, because many batches are drawn in the same way."""
+    times = sampler.times(path, sampler.points)
+    return tuple(sampler.table(path, times)), times[-1]

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from core.paths import Path
-from core.random import Generators, randn
-from core.solvers.base import Denoise, GridSampler
+from core.random import Generators
+from core.solvers.base import Denoise, GridSampler, LinearSampler, Step
 from core.solvers.ode import odeint
 
 
@@ -33,7 +33,7 @@ def half_log_snr(path: Path, t: float) -> float:
 
 
 @dataclass(frozen=True)
-class DDIM(GridSampler):
+class DDIM(LinearSampler):
     """DDIM: eta = 0 is the exponential Euler method, eta = 1 the ancestral variance β̃.
 
     Attributes:
@@ -42,18 +42,10 @@ class DDIM(GridSampler):
 
     eta: float = 0.0
 
-    def __call__(  # noqa: D102
-        self, denoise: Denoise, x_t: Tensor, *, path: Path, generator: Generators | None = None
-    ) -> Tensor:
-        times = self.times(path, self.steps)
+    def table(self, path: Path, times: list[float]) -> Iterator[Step]:  # noqa: D102
         for t, s in itertools.pairwise(times):
-            mean = denoise(x_t, t).mean
             on_x, on_mean, noise = ddim_coefficients(path, t, s, self.eta)
-            x_t = torch.add(on_x * x_t, mean, alpha=on_mean)
-            if noise:
-                z = randn(x_t.shape, generator, device=x_t.device, dtype=x_t.dtype)
-                x_t = torch.add(x_t, z, alpha=noise)
-        return denoise(x_t, times[-1]).mean
+            yield Step(t, on_x, (on_mean,), noise)
 
 
 def ddim_coefficients(path: Path, t: float, s: float, eta: float) -> tuple[float, float, float]:
@@ -72,65 +64,47 @@ def posterior_variance(path: Path, t: float, s: float) -> float:
 
 
 @dataclass(frozen=True)
-class TwoM(GridSampler):
+class TwoM(LinearSampler):
     """Second-order multistep exponential integrator on x̂_0: the default.
 
     One evaluation a step; the previous evaluation gives the slope of x̂_0 in ℓ.
     """
 
-    def __call__(  # noqa: D102
-        self, denoise: Denoise, x_t: Tensor, *, path: Path, generator: Generators | None = None
-    ) -> Tensor:
-        times = self.times(path, self.steps)
-        previous, h_previous = None, 0.0
-        for t, s in itertools.pairwise(times):
-            mean = denoise(x_t, t).mean
-            at, to = path.at(t), path.at(s)
-            h = half_log_snr(path, s) - half_log_snr(path, t)
-            weight = -to.alpha * math.expm1(-h)
-            x_t = (to.sigma / at.sigma) * x_t
-            if previous is None:
-                x_t = x_t.add_(mean, alpha=weight)
-            else:
-                slope = 0.5 * h / h_previous
-                x_t = x_t.add_(mean, alpha=weight * (1 + slope))
-                x_t = x_t.add_(previous, alpha=-weight * slope)
-            previous, h_previous = mean, h
-        return denoise(x_t, times[-1]).mean
-
-
-@dataclass(frozen=True)
-class UniPC(GridSampler):
-    """UniPC of order 2 (B_2(h) = e^{-h} - 1, data prediction): 2M's predictor, then a corrector.
-
-    The corrector re-uses the evaluation made at the predicted point, so a step costs one.
-    """
-
-    def __call__(  # noqa: D102
-        self, denoise: Denoise, x_t: Tensor, *, path: Path, generator: Generators | None = None
-    ) -> Tensor:
-        times = self.times(path, self.steps)
-        means = [denoise(x_t, times[0]).mean]
+    def table(self, path: Path, times: list[float]) -> Iterator[Step]:  # noqa: D102
         h_previous = None
         for t, s in itertools.pairwise(times):
             at, to = path.at(t), path.at(s)
             h = half_log_snr(path, s) - half_log_snr(path, t)
-            phi_1 = math.expm1(-h)
-            base = torch.add((to.sigma / at.sigma) * x_t, means[-1], alpha=-to.alpha * phi_1)
-            slope = None
-            predicted = base
-            if h_previous is not None:
-                slope = (means[-2] - means[-1]) / (-h_previous / h)
-                predicted = torch.add(base, slope, alpha=-to.alpha * phi_1 * 0.5)
-            new = denoise(predicted, s).mean
-            on_slope, on_new = _corrector_weights(h, h_previous)
-            x_t = torch.add(base, new - means[-1], alpha=-to.alpha * phi_1 * on_new)
-            if slope is not None:
-                x_t = torch.add(x_t, slope, alpha=-to.alpha * phi_1 * on_slope)
-            means = [means[-1], new]
+            ratio = 0.0 if h_previous is None else h / h_previous
+            weight = -to.alpha * math.expm1(-h)
+            on_means = (weight * (1 + ratio / 2), -weight * ratio / 2)
+            yield Step(t, to.sigma / at.sigma, on_means)
             h_previous = h
-        # The evaluation at the last point was made before its correction: it is taken as x̂_0.
-        return means[-1]
+
+
+@dataclass(frozen=True)
+class UniPC(LinearSampler):
+    """UniPC of order 2 (B_2(h) = e^{-h} - 1, data prediction): 2M's predictor, then a corrector.
+
+    The corrector re-uses the evaluation made at the predicted point, so a step costs one. It is
+    linear too: the walk goes over the *predicted* points, and each step first makes good what
+    the corrector says of the one it leaves. The last point is denoised before its correction.
+    """
+
+    def table(self, path: Path, times: list[float]) -> Iterator[Step]:  # noqa: D102
+        h_previous, correction = None, (0.0, 0.0, 0.0)
+        for t, s in itertools.pairwise(times):
+            at, to = path.at(t), path.at(s)
+            h = half_log_snr(path, s) - half_log_snr(path, t)
+            ratio = 0.0 if h_previous is None else h / h_previous
+            on_x, weight = to.sigma / at.sigma, -to.alpha * math.expm1(-h)
+            predictor = (weight * (1 + ratio / 2), -weight * ratio / 2, 0.0)
+            on_means = (p + on_x * c for p, c in zip(predictor, correction, strict=True))
+            yield Step(t, on_x, tuple(on_means))
+            on_slope, on_new = _corrector_weights(h, h_previous)
+            change = weight * ratio * (on_slope - 0.5)
+            correction = (weight * on_new, change - weight * on_new, -change)
+            h_previous = h
 
 
 def _corrector_weights(h: float, h_previous: float | None) -> tuple[float, float]:
@@ -147,42 +121,40 @@ def _corrector_weights(h: float, h_previous: float | None) -> tuple[float, float
 
 
 @dataclass(frozen=True)
-class Euler(GridSampler):
+class Euler(LinearSampler):
     """Explicit Euler on the ODE in time: first order, one evaluation a step."""
 
     grid: str = "uniform"
 
-    def __call__(  # noqa: D102
-        self, denoise: Denoise, x_t: Tensor, *, path: Path, generator: Generators | None = None
-    ) -> Tensor:
-        times = self.times(path, self.steps)
+    def table(self, path: Path, times: list[float]) -> Iterator[Step]:  # noqa: D102
         for t, s in itertools.pairwise(times):
-            x_t = torch.add(x_t, denoise(x_t, t).velocity, alpha=s - t)
-        return denoise(x_t, times[-1]).mean
+            alpha, sigma, d_alpha, d_sigma = path.at(t)
+            on_mean = d_alpha - d_sigma * alpha / sigma  # dx/dt = on_mean x̂_0 + (σ'/σ) x_t
+            yield Step(t, 1 + (s - t) * d_sigma / sigma, ((s - t) * on_mean,))
 
 
 @dataclass(frozen=True)
-class Heun(GridSampler):
-    """Heun's method in the clock s = σ/α on y = x/α, as EDM does; two evaluations a step.
+class Heun(LinearSampler):
+    """Heun's method in the clock σ/α on y = x/α, as EDM does; two evaluations a step.
 
-    `steps` counts evaluations: (steps + 1) // 2 grid points.
+    dy/d(σ/α) = ε̂, so that the predictor is DDIM's step, and ε̂_t can be read off the point p
+    that it reaches: p = α_s x̂_0 + σ_s ε̂_t. `steps` counts evaluations: (steps + 1) // 2 points.
     """
 
     grid: str = "karras"
 
-    def __call__(  # noqa: D102
-        self, denoise: Denoise, x_t: Tensor, *, path: Path, generator: Generators | None = None
-    ) -> Tensor:
-        times = self.times(path, (self.steps + 1) // 2)
+    @property
+    def points(self) -> int:  # noqa: D102
+        return (self.steps + 1) // 2
+
+    def table(self, path: Path, times: list[float]) -> Iterator[Step]:  # noqa: D102
         for t, s in itertools.pairwise(times):
             at, to = path.at(t), path.at(s)
+            on_x, on_mean, _ = ddim_coefficients(path, t, s, 0.0)
+            yield Step(t, on_x, (on_mean,))
             dt = to.sigma / to.alpha - at.sigma / at.alpha
-            y = x_t / at.alpha
-            slope = denoise(x_t, t).eps  # dy/d(σ/α) = ε̂
-            predicted = torch.add(y, slope, alpha=dt)
-            again = denoise(to.alpha * predicted, s).eps
-            x_t = to.alpha * torch.add(y, slope + again, alpha=0.5 * dt)
-        return denoise(x_t, times[-1]).mean
+            half = 0.5 * dt * to.alpha**2 / to.sigma  # x_s = p + α_s dt (ε̂_s - ε̂_t) / 2
+            yield Step(s, 1.0, (-half, half))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,12 @@ from torch import Tensor
 from core.errors import AleatorError
 from core.paths import Path
 from core.random import Generators, randn
-from core.solvers.base import Denoise, GridSampler
+from core.solvers.base import Denoise, LinearSampler, Step
 from core.solvers.deterministic import posterior_variance
 
 
 @dataclass(frozen=True)
-class Ancestral(GridSampler):
+class Ancestral(LinearSampler):
     """The reverse chain of DDPM on any path and grid.
 
     Attributes:
@@ -35,30 +36,38 @@ class Ancestral(GridSampler):
     steps: int = 200
     variance: str = "posterior"
 
-    def __call__(  # noqa: D102
-        self, denoise: Denoise, x_t: Tensor, *, path: Path, generator: Generators | None = None
-    ) -> Tensor:
-        if self.variance not in ("posterior", "forward", "learned"):
+    def table(self, path: Path, times: list[float]) -> Iterator[Step]:  # noqa: D102
+        if self.variance not in ("posterior", "forward"):
             raise AleatorError(
                 f"unknown variance {self.variance!r}; known: posterior, forward, learned"
             )
+        variance = posterior_variance if self.variance == "posterior" else forward_variance
+        for t, s in itertools.pairwise(times):
+            on_x, on_mean = ancestral_coefficients(path, t, s)
+            yield Step(t, on_x, (on_mean,), math.sqrt(variance(path, t, s)))
+
+    def __call__(  # noqa: D102
+        self, denoise: Denoise, x_t: Tensor, *, path: Path, generator: Generators | None = None
+    ) -> Tensor:
+        if self.variance != "learned":
+            return super().__call__(denoise, x_t, path=path, generator=generator)
         times = self.times(path, self.steps)
         for t, s in itertools.pairwise(times):
             posterior = denoise(x_t, t)
             on_x, on_mean = ancestral_coefficients(path, t, s)
             z = randn(x_t.shape, generator, device=x_t.device, dtype=x_t.dtype)
-            scale = self._scale(path, t, s, posterior.variance_fraction)
+            scale = learned_scale(path, t, s, posterior.variance_fraction)
             x_t = on_x * x_t + on_mean * posterior.mean + scale * z
         return denoise(x_t, times[-1]).mean
 
-    def _scale(self, path: Path, t: float, s: float, fraction: Tensor | None) -> Tensor | float:
-        lower = 0.5 * math.log(posterior_variance(path, t, s))
-        upper = 0.5 * math.log(forward_variance(path, t, s))
-        if self.variance == "learned":
-            if fraction is None:
-                raise AleatorError("variance='learned' needs a model with learned_variance=True")
-            return torch.exp(lower + fraction * (upper - lower))
-        return math.exp(lower if self.variance == "posterior" else upper)
+
+def learned_scale(path: Path, t: float, s: float, fraction: Tensor | None) -> Tensor:
+    """Standard deviation of a step: between those of β̃ and β, in the logarithm."""
+    if fraction is None:
+        raise AleatorError("variance='learned' needs a model with learned_variance=True")
+    lower = 0.5 * math.log(posterior_variance(path, t, s))
+    upper = 0.5 * math.log(forward_variance(path, t, s))
+    return torch.exp(lower + fraction * (upper - lower))
 
 
 def ancestral_coefficients(path: Path, t: float, s: float) -> tuple[float, float]:
@@ -75,20 +84,16 @@ def forward_variance(path: Path, t: float, s: float) -> float:
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(GridSampler):
+class EulerMaruyama(LinearSampler):
     """Euler–Maruyama on the reverse SDE, uniform in log-SNR unless told otherwise."""
 
     steps: int = 200
 
-    def __call__(  # noqa: D102
-        self, denoise: Denoise, x_t: Tensor, *, path: Path, generator: Generators | None = None
-    ) -> Tensor:
-        times = self.times(path, self.steps)
+    def table(self, path: Path, times: list[float]) -> Iterator[Step]:  # noqa: D102
         for t, s in itertools.pairwise(times):
             at, dt = path.at(t), t - s
             f = at.d_alpha / at.alpha
             g_squared = 2 * at.sigma**2 * (at.d_sigma / at.sigma - f)
-            score = denoise(x_t, t).score
-            z = randn(x_t.shape, generator, device=x_t.device, dtype=x_t.dtype)
-            x_t = (1 - f * dt) * x_t + (g_squared * dt) * score + math.sqrt(g_squared * dt) * z
-        return denoise(x_t, times[-1]).mean
+            on_score = g_squared * dt / at.sigma**2  # σ² ∇ ln p_t = α x̂_0 - x_t
+            on_x = 1 - f * dt - on_score
+            yield Step(t, on_x, (on_score * at.alpha,), math.sqrt(g_squared * dt))

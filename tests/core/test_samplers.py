@@ -11,7 +11,7 @@ from core.paths import path_from_config
 from core.random import keyed_generator
 from core.solvers import SAMPLERS, make_sampler
 from core.solvers.deterministic import ddim_coefficients, posterior_variance
-from core.solvers.stochastic import ancestral_coefficients, forward_variance
+from core.solvers.stochastic import ancestral_coefficients, forward_variance, learned_scale
 
 VP = path_from_config("vp")
 
@@ -180,7 +180,7 @@ def test_a_sample_does_not_depend_on_its_batch(two_modes, name):
 def test_learned_variance_interpolates_in_the_logarithm(gaussian_3d):
     sampler = make_sampler({"name": "ddpm", "variance": "learned"})
     for fraction, expected in ((0.0, posterior_variance), (1.0, forward_variance)):
-        scale = sampler._scale(VP, 0.5, 0.4, torch.tensor(fraction, dtype=torch.float64))
+        scale = learned_scale(VP, 0.5, 0.4, torch.tensor(fraction, dtype=torch.float64))
         assert scale.item() ** 2 == pytest.approx(expected(VP, 0.5, 0.4))
     with pytest.raises(AleatorError, match="learned_variance"):
         sampler(gaussian_3d.denoise(VP), noise(VP, 2, 3), path=VP)
