@@ -143,9 +143,9 @@ class Denoiser(nn.Module):
             c_in, c_noise, c_skip, c_out = _coefficients(point, self.sigma_data)
             c_noise = c_noise.reshape(-1)
         else:
-            point = self.path.at(t)
-            c_in, c_noise, c_skip, c_out = _number_coefficients(point, self.sigma_data)
-            c_noise = torch.full((len(x_t),), c_noise, dtype=x_t.dtype, device=x_t.device)
+            point, coefficients = _numbers(self.path, t, self.sigma_data)
+            c_in, c_noise, c_skip, c_out = coefficients
+            c_noise = x_t.new_full((x_t.shape[0],), c_noise)
         output = self.net(c_in * x_t, c_noise, context)
         fraction = None
         if self.learned_variance:
@@ -169,4 +169,8 @@ def _coefficients(point: Point, d: float) -> tuple[Any, Any, Any, Any]:
     return 1 / root, (log(s) - log(a)) / 4, a * d * d / total, s * d / root
 
 
-_number_coefficients = functools.lru_cache(maxsize=4096)(_coefficients)
+@functools.lru_cache(maxsize=4096)
+def _numbers(path: Path, t: float, d: float) -> tuple[Point, tuple[float, float, float, float]]:
+    """The path's coefficients and the preconditioning at one time, remembered between calls."""
+    point = path.at(t)
+    return point, _coefficients(point, d)
