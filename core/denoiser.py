@@ -111,7 +111,7 @@ class Denoiser(nn.Module):
 
         Args:
             net: (x (B, *E), c_noise (B,), context) -> (B, *E), or twice the channels (first
-                event axis) when the variance is learned.
+                event axis) when the variance is learned; it must not write into x.
             path: the forward process.
             prediction: how the network's output is read.
             sigma_data: standard deviation of the data, per element.
@@ -146,7 +146,8 @@ class Denoiser(nn.Module):
             point, coefficients = _numbers(self.path, t, self.sigma_data)
             c_in, c_noise, c_skip, c_out = coefficients
             c_noise = x_t.new_full((x_t.shape[0],), c_noise)
-        output = self.net(c_in * x_t, c_noise, context)
+        scaled = x_t if c_in is None else c_in * x_t
+        output = self.net(scaled, c_noise, context)
         fraction = None
         if self.learned_variance:
             output, raw = output.chunk(2, dim=1)
@@ -170,7 +171,11 @@ def _coefficients(point: Point, d: float) -> tuple[Any, Any, Any, Any]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _numbers(path: Path, t: float, d: float) -> tuple[Point, tuple[float, float, float, float]]:
-    """The path's coefficients and the preconditioning at one time, remembered between calls."""
+def _numbers(path: Path, t: float, d: float) -> tuple[Point, tuple[Any, Any, Any, Any]]:
+    """The path's coefficients and the preconditioning at one time, remembered between calls.
+
+    Data of unit variance keep it on a variance-preserving path: c_in is then None, not 1.
+    """
     point = path.at(t)
-    return point, _coefficients(point, d)
+    c_in, *others = _coefficients(point, d)
+    return point, (None if abs(c_in - 1) < 1e-14 else c_in, *others)

@@ -150,9 +150,10 @@ class LinearSampler(GridSampler):
     ) -> Tensor:
         steps, end = _remembered(self, path)
         means: deque[Tensor] = deque(maxlen=3)
+        zero = x_t.new_zeros(())
         for t, on_x, on_means, noise in steps:
             means.appendleft(denoise(x_t, t).mean)
-            x_t = on_x * x_t
+            x_t = torch.add(zero, x_t, alpha=on_x)  # on_x * x_t would make a tensor of on_x first
             for weight, mean in zip(on_means, means, strict=False):
                 x_t.add_(mean, alpha=weight)
             if noise:
