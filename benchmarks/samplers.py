@@ -28,6 +28,7 @@ from samplers_accuracy import (
     diffusers_scheduler,
     load_azula,
     load_diffusers,
+    other_data,
 )
 from torch import Tensor, nn
 
@@ -179,7 +180,7 @@ def overhead(repeats: int) -> list[dict[str, Any]]:
 
 
 def tables(quick: bool) -> list[Table]:
-    """Both tables."""
+    """What a step costs, what it brings, and whether the data matter."""
     budgets = BUDGETS[:2] if quick else BUDGETS
     columns = {"library": "library", "sampler": "sampler"}
     timed = Table(
@@ -196,7 +197,16 @@ def tables(quick: bool) -> list[Table]:
         dict.fromkeys(keys, "min"),
         title="Accuracy: mean |x_0 - exact| after so many evaluations; the data have unit scale",
     )
-    return [timed, truth]
+    pairs = [
+        f"{name} {grid}" for name in ("2m", "unipc") for grid in ("log_snr", "asinh", "karras")
+    ]
+    others = Table(
+        other_data(20, 400 if quick else 4000),
+        {"data": "data", **{pair: pair for pair in pairs}},
+        dict.fromkeys(pairs, ".4f"),
+        title="Grids on other data: the same error after 20 evaluations",
+    )
+    return [timed, truth, others]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -28,12 +28,15 @@ NOTES: list[str] = []
 
 OURS = [
     ("2m", {}),
+    ("2m", {"grid": "asinh"}),
     ("2m", {"grid": "karras"}),
     ("unipc", {}),
+    ("unipc", {"grid": "asinh"}),
     ("unipc", {"grid": "karras"}),
     ("ddim", {}),
+    ("ddim", {"grid": "asinh"}),
     ("heun", {}),
-    ("heun", {"grid": "log_snr"}),
+    ("heun", {"grid": "asinh"}),
     ("euler", {}),
     ("euler", {"grid": "log_snr"}),
 ]
@@ -104,6 +107,17 @@ class Mixture:
         return (low + high) / 2
 
 
+OTHERS = {
+    "the mixture of the table above": Mixture(),
+    "one Gaussian, unit variance": Mixture((1.0,), (0.0,), (1.0,)),
+    "three modes": Mixture((0.2, 0.5, 0.3), (-1.4, 0.0, 1.5), (0.15, 0.4, 0.1)),
+    "two sharp modes": Mixture((0.5, 0.5), (-1.0, 1.0), (0.03, 0.03)),
+    "a long tail": Mixture((0.6, 0.3, 0.1), (-0.5, 0.5, 2.2), (0.2, 0.5, 0.8)),
+    "a spike on a wide hill": Mixture((0.5, 0.5), (-0.3, 0.3), (0.02, 1.3)),
+    "the first, at 0.3 of its scale": Mixture((0.35, 0.65), (-0.3, 0.21), (0.09, 0.06)),
+}
+
+
 @dataclass
 class Exact:
     """The exact denoiser; it remembers how often it was asked and where the walk began."""
@@ -130,9 +144,15 @@ def quantiles(n: int) -> Tensor:
     return torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
 
 
-def our_error(name: str, options: dict[str, Any], budget: int, z: Tensor) -> tuple[float, int]:
+def our_error(
+    name: str,
+    options: dict[str, Any],
+    budget: int,
+    z: Tensor,
+    mixture: Mixture = Mixture(),  # noqa: B008
+) -> tuple[float, int]:
     """Error of one of our samplers with `budget` evaluations, and how many it used."""
-    exact = Exact()
+    exact = Exact(mixture)
 
     def denoise(x: Tensor, t: float) -> Posterior:
         point = VP.at(t)
@@ -215,6 +235,18 @@ def accuracy(budgets: tuple[int, ...], points: int = 4000) -> list[dict[str, Any
                 NOTES.append(f"{library} {name} {shown}, {budget} evaluations: {error!r}"[:300])
                 continue
             assert budget - 1 <= used <= budget, (library, name, shown, budget, used)
+        rows.append(row)
+    return rows
+
+
+def other_data(budget: int, points: int = 4000) -> list[dict[str, Any]]:
+    """Is a good grid good on one mixture only? Errors of our grids on others, one row each."""
+    z, rows = quantiles(points), []
+    for title, mixture in OTHERS.items():
+        row: dict[str, Any] = {"data": title}
+        for name in ("2m", "unipc"):
+            for grid in ("log_snr", "asinh", "karras"):
+                row[f"{name} {grid}"], _ = our_error(name, {"grid": grid}, budget, z, mixture)
         rows.append(row)
     return rows
 

@@ -10,6 +10,7 @@ from core.errors import AleatorError
 from core.paths import path_from_config
 from core.random import keyed_generator
 from core.solvers import SAMPLERS, make_sampler
+from core.solvers.base import GRIDS
 from core.solvers.deterministic import ddim_coefficients, posterior_variance
 from core.solvers.stochastic import ancestral_coefficients, forward_variance, learned_scale
 
@@ -44,6 +45,30 @@ def map_error(mixture, sampler, path=VP):
 )
 def test_error_against_the_exact_quantile_map(two_modes, name, steps, bound):
     assert map_error(two_modes, {"name": name, "steps": steps}) <= bound
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize(("name", "bound"), [("2m", 0.5), ("unipc", 0.6)])
+def test_the_asinh_grid_beats_the_log_snr_grid(two_modes, name, bound, path):
+    """On every path, at 20 evaluations, by the factor that the benchmark reports."""
+    plain, close = (
+        map_error(two_modes, {"name": name, "steps": 20, "grid": g}, path)
+        for g in ("log_snr", "asinh")
+    )
+    assert close <= bound * plain
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("grid", sorted(GRIDS))
+def test_grids_fall_from_noise_to_the_end(path, grid):
+    """Every grid is strictly decreasing, keeps its ends and its count, and ends where told."""
+    sampler = make_sampler({"name": "2m", "grid": grid, "log_snr_max": 6.0})
+    times = sampler.times(path, 17)
+    assert len(times) == 17
+    assert times[0] == path.t_max
+    assert all(t > s for t, s in itertools.pairwise(times))
+    end = torch.tensor(times[-1], dtype=torch.float64)
+    assert path.log_snr(end).item() == pytest.approx(6.0, abs=1e-6)
 
 
 @pytest.mark.exact
