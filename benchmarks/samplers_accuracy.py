@@ -149,7 +149,7 @@ def our_error(
     options: dict[str, Any],
     budget: int,
     z: Tensor,
-    mixture: Mixture = Mixture(),  # noqa: B008
+    mixture: Mixture = Mixture(),
 ) -> tuple[float, int]:
     """Error of one of our samplers with `budget` evaluations, and how many it used."""
     exact = Exact(mixture)
