@@ -147,18 +147,22 @@ class Denoiser(nn.Module):
             c_in, c_noise, c_skip, c_out = coefficients
             c_noise = x_t.new_full((x_t.shape[0],), c_noise)
         scaled = x_t if c_in is None else c_in * x_t
-        output = self.net(scaled, c_noise, context)
+        net: Any = self._modules.get("net") or self.net  # the first is the quicker look-up
+        output = net(scaled, c_noise, context)
         fraction = None
         if self.learned_variance:
             output, raw = output.chunk(2, dim=1)
             fraction = torch.sigmoid(raw)
         if self.prediction != "edm":
             return Posterior(mean_from(self.prediction, output, x_t, point), x_t, point, fraction)
-        if isinstance(c_out, Tensor):
-            mean = c_skip * x_t + c_out * output
-        else:
-            mean = torch.add(c_skip * x_t, output, alpha=c_out)
-        return Posterior(mean, x_t, point, fraction)
+        return Posterior(_mixed(c_skip, x_t, c_out, output), x_t, point, fraction)
+
+
+def _mixed(c_skip: Any, x_t: Tensor, c_out: Any, output: Tensor) -> Tensor:
+    """c_skip x_t + c_out F; with numbers, by operations that take them without making tensors."""
+    if isinstance(c_out, Tensor) or output.dtype != x_t.dtype:
+        return c_skip * x_t + c_out * output
+    return torch.lerp(output, x_t, c_skip).add_(output, alpha=c_out - (1 - c_skip))
 
 
 def _coefficients(point: Point, d: float) -> tuple[Any, Any, Any, Any]:

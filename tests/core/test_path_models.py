@@ -68,6 +68,28 @@ def test_number_and_tensor_times_agree(path, prediction):
 
 
 @pytest.mark.exact
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sigma_data", [0.5, 1.0])
+@pytest.mark.parametrize("t", [1e-4, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["vp", "ve", "edm"])
+def test_preconditioning_by_number_is_exact_to_rounding(name, t, sigma_data, dtype):
+    """Against double precision, weights near 0 and 1, networks of another precision too."""
+
+    def net(x, level, context):
+        return torch.tanh(x).to(dtype)
+
+    x_t = 3 * points(seed=8).float()
+    x_t = x_t * path_from_config(name).at(t).sigma
+    found = Denoiser(net, name, sigma_data=sigma_data)(x_t, t).mean
+    wide = Denoiser(lambda x, *_: net(x.float(), *_).double(), name, sigma_data=sigma_data)
+    times = torch.full((len(x_t),), t, dtype=torch.float64)
+    expected = wide(x_t.double(), times).mean
+    assert found.dtype == torch.float32
+    coarse = 2**-8 if dtype is torch.bfloat16 else 1e-6
+    torch.testing.assert_close(found.double(), expected, rtol=coarse, atol=coarse)
+
+
+@pytest.mark.exact
 def test_edm_preconditioning_is_karras_table_1():
     """On the EDM path the coefficients are those of the paper; unit input and target variance."""
     denoiser = Denoiser(Linear(), "edm", sigma_data=0.5)
