@@ -191,7 +191,7 @@ def test_an_exchangeable_ensemble_is_calibrated():
     # the fair CRPS estimates that of the distribution: 1/sqrt(pi) for a standard normal
     assert found["crps"] == pytest.approx(1 / math.sqrt(math.pi), rel=0.01)
     narrow = scores(0.5 * draws[1:], draws[0])
-    assert narrow["coverage_90"] < 0.75
+    assert narrow["coverage_90"] < 0.8
     assert narrow["spread_skill"] < 0.6
 
 
