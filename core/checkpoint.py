@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from core.errors import CheckpointError
-from core.report import versions, write_text
+from core.report import replacing, versions, write_text
 
 FORMAT = 1
 """Raised when older programs can no longer read what is written."""
@@ -164,12 +164,7 @@ def fingerprint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, even if the power fails."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(path) as draft, draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

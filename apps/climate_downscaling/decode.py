@@ -55,6 +55,7 @@ def assemble(dataset: xr.Dataset, names: list[str], where: str, ensemble: bool) 
     data = xr.Dataset(arrays)
     data = data.assign_coords(_kept_coordinates(dataset, names, axes, layout))
     data = data.assign_coords(time=("time", dataset[axes["time"]].values), y=grid.y, x=grid.x)
+    data["time"].attrs = dict(dataset[axes["time"]].attrs)
     data["time"].encoding = dict(dataset[axes["time"]].encoding)
     return _in_order(
         Field(
@@ -173,13 +174,12 @@ def with_grid(
     )
     if kind == "latlon" and np.abs(y).max() > 90.001:
         raise AleatorError(f"{where}: {y_dim} goes beyond 90 degrees: it is not a latitude")
-    mapped = kind == "projected"
     two = (
-        dataset[name].transpose(y_dim, x_dim).values if name and mapped else None
+        dataset[name].transpose(y_dim, x_dim).values if name and kind == "projected" else None
         for name in (lat, lon)
     )
     try:
-        grid = Grid(y, x, *names, kind, units, *two, grid_mapping=mapping if mapped else {})
+        grid = Grid(y, x, *names, kind, units, *two, grid_mapping=mapping)
     except AleatorError as error:
         raise AleatorError(f"{where}: {error}") from error
     layout = Layout(
@@ -262,9 +262,11 @@ def _with_dates(dataset: xr.Dataset, name: str, where: str) -> tuple[xr.Dataset,
         raise AleatorError(f"{where}: {name} has missing dates")
     is_numpy = times.dtype.kind == "M"
     calendar = coordinate.encoding.get("calendar", "standard") if is_numpy else times[0].calendar
-    encoding, attributes = dict(coordinate.encoding), dict(dataset[name].attrs)
-    dataset = dataset.assign_coords({name: (name, times)})
-    dataset[name].attrs, dataset[name].encoding = attributes, encoding
+    told = {key: cf.attribute(coordinate, key) for key in ("long_name", "bounds")}
+    attributes = {key: text for key, text in told.items() if text}
+    encoding = {k: v for k, v in coordinate.encoding.items() if k in {"units", "calendar"}}
+    dataset = dataset.assign_coords({name: (name, times, attributes)})
+    dataset[name].encoding = encoding
     return dataset, {"gregorian": "standard"}.get(calendar, calendar)
 
 

@@ -291,7 +291,8 @@ class Field:
         elif np.ptp(shift) and not roll:  # the window crosses the seam of the file's longitudes
             shift[:] = -360.0 * np.round(grid.x.mean() / 360.0)
         index = {"y": _as_slice(rows), "x": _as_slice(columns)}
-        names = {"y_name": self.grid.y_name, "x_name": self.grid.x_name}
+        own = {"y_name": self.grid.y_name, "x_name": self.grid.x_name}
+        own |= {"grid_mapping": self.grid.grid_mapping or grid.grid_mapping}
         told = [
             (flip_y, "latitudes turned to the model's order"),
             (flip_x, "longitudes turned to the model's order"),
@@ -310,7 +311,7 @@ class Field:
             self,
             data=data,
             statics=self.statics.isel(index, missing_dims="ignore"),
-            grid=dataclasses.replace(grid, **names),
+            grid=dataclasses.replace(grid, **own),
             layout=layout,
             notes=(*self.notes, *(text for happened, text in told if happened)),
         )

@@ -166,7 +166,7 @@ class Grid:
         """
         if self.shape != other.shape or self.kind != other.kind or self.units != other.units:
             return False
-        if not _same_mapping(self.grid_mapping, other.grid_mapping):
+        if not _same_mapping(self, other):
             return False
         dy, dx = np.abs(self.spacing)
         apart_y, apart_x = np.abs(self.y - other.y), np.abs(self.x - other.x)
@@ -237,8 +237,7 @@ def match(field: Field, grid: Grid, tolerance: float = 0.05) -> Field:
     period = 360.0 if grid.kind == "latlon" else None
     columns = _positions(field.grid.x, grid.x, tolerance, period)
     alike = field.grid.kind == grid.kind and field.grid.units == grid.units
-    same_map = _same_mapping(field.grid.grid_mapping, grid.grid_mapping)
-    if alike and same_map and rows is not None and columns is not None:
+    if alike and _same_mapping(field.grid, grid) and rows is not None and columns is not None:
         selected = field.grid.take(rows, columns)
         if grid.units != "1" or selected.same_as(grid, tolerance):
             return field.onto(grid, rows, columns)
@@ -252,7 +251,7 @@ def match(field: Field, grid: Grid, tolerance: float = 0.05) -> Field:
 def _difference(found: Grid, wanted: Grid) -> str:
     if found.kind != wanted.kind or found.units != wanted.units:
         return "the two are different kinds of grid; remap the input first (e.g. cdo remapcon)"
-    if not _same_mapping(found.grid_mapping, wanted.grid_mapping):
+    if not _same_mapping(found, wanted):
         return "the two are different projections; remap the input first (e.g. cdo remapcon)"
     ratios = np.abs(np.array(found.spacing) / np.array(wanted.spacing))
     if ratios.max() > 1.02:
@@ -309,13 +308,16 @@ def _refuse_irregular(name: str, values: np.ndarray) -> None:
         )
 
 
-def _same_mapping(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two projections agree wherever both say something."""
+def _same_mapping(one: Grid, other: Grid) -> bool:
+    """Whether two projections agree wherever both say something; latitudes are latitudes."""
+    a, b = one.grid_mapping, other.grid_mapping
+    if one.kind == other.kind == "latlon":
+        return True
     spellings = {"long_name", "crs_wkt", "spatial_ref", "proj4", "proj4_params", "proj_params"}
     for key in (set(a) & set(b)) - spellings:
-        one, two = np.asarray(a[key]), np.asarray(b[key])
-        if one.dtype.kind in "fiu" and two.dtype.kind in "fiu":
-            if one.shape != two.shape or not np.allclose(one, two, rtol=1e-6, atol=1e-6):
+        p, q = np.asarray(a[key]), np.asarray(b[key])
+        if p.dtype.kind in "fiu" and q.dtype.kind in "fiu":
+            if p.shape != q.shape or not np.allclose(p, q, rtol=1e-6, atol=1e-6):
                 return False
         elif str(a[key]) != str(b[key]):
             return False

@@ -68,6 +68,7 @@ class LocalRidge:
         weights: (G, P, V f²) for each of the G coarse cells, from its P predictors (V variables
             at its nearest cells) to its f² fine cells of every variable.
         centres: (V, h, w) mean of each coarse cell.
+        posterior: (G, P, P) covariance of the weights, in units of the error's variance.
         base: interpolation that is corrected.
         length: L.
         strength: a.
@@ -77,6 +78,7 @@ class LocalRidge:
     scale: Tensor
     intercept: Tensor
     weights: Tensor
+    posterior: Tensor
     base: str
     length: float
     strength: float
@@ -96,17 +98,30 @@ class LocalRidge:
     def predict(self, coarse: Tensor) -> Tensor:
         """Mean of the fine field given coarse (B, V, h, w): (B, V, H, W)."""
         factor, (h, w) = self.factor, coarse.shape[-2:]
-        standard = (coarse - self.centres.to(coarse)) / self.scale.to(coarse)
-        near, _ = nearest_cells(h, w, self.weights.shape[1] // len(self.scale))
-        correction = torch.einsum(
-            "gtp,gpo->tgo", _predictors(standard, near.to(coarse.device)), self.weights.to(coarse)
-        )
+        correction = torch.einsum("gtp,gpo->tgo", self._rows(coarse), self.weights.to(coarse))
         correction = _from_blocks(correction, len(self.scale), h, w, factor)
         return upsample(coarse, factor, self.base) + self.intercept.to(coarse) + correction
+
+    def leverage(self, coarse: Tensor) -> Tensor:
+        r"""How far the regression must reach: x_gᵀ Σ_g x_g, (B, h, w).
+
+        With the error's variance as unit, this is what the uncertainty of the weights adds to
+        the variance of a prediction: small amid the training data, large beyond them.
+        """
+        x = self._rows(coarse)
+        reach = torch.einsum("gtp,gpq,gtq->tg", x, self.posterior.to(coarse), x)
+        return reach.reshape(len(coarse), *coarse.shape[-2:])
+
+    def _rows(self, coarse: Tensor) -> Tensor:
+        """Standardised predictors (G, B, P) of every coarse cell."""
+        standard = (coarse - self.centres.to(coarse)) / self.scale.to(coarse)
+        near, _ = nearest_cells(*coarse.shape[-2:], self.weights.shape[1] // len(self.scale))
+        return _predictors(standard, near.to(coarse.device))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint stores."""
         return {
+            "posterior": self.posterior,
             "centres": self.centres,
             "scale": self.scale,
             "intercept": self.intercept,
@@ -131,19 +146,31 @@ def blocks_with_gap(steps: int, blocks: int, gap: int) -> Iterator[tuple[Tensor,
         yield index[keep], block
 
 
-def cross_fit(
-    coarse: Tensor, fine: Tensor, config: MeanConfig
-) -> tuple[LocalRidge, Tensor, dict[str, float]]:
+@dataclass(frozen=True)
+class CrossFit:
+    """What cross-validation chose, and what it predicts of times that it has not seen.
+
+    Attributes:
+        ridge: fitted on everything.
+        mean: (T, V, H, W) predictions of every block by a fit on the others.
+        leverage: (T, h, w) of the same fits.
+        errors: cross-validated root mean square error of each candidate in standard deviations,
+            by name "L=...,a=...".
+    """
+
+    ridge: LocalRidge
+    mean: Tensor
+    leverage: Tensor
+    errors: dict[str, float]
+
+
+def cross_fit(coarse: Tensor, fine: Tensor, config: MeanConfig) -> CrossFit:
     """Choose L and a, fit on everything, and predict every block by a fit on the others.
 
     Args:
         coarse: (T, V, h, w) in time order.
         fine: (T, V, H, W).
         config: candidates and blocks.
-
-    Returns:
-        the fit on all of it; its cross-fitted predictions (T, V, H, W); and the
-        cross-validated root mean square error of each candidate, by name "L=...,a=...".
     """
     candidates = list(itertools.product(config.lengths, config.strengths))
     errors = torch.zeros(len(candidates), dtype=torch.float64)
@@ -156,15 +183,16 @@ def cross_fit(
             errors[i] += error.double().square().mean() * len(held_out) / len(fine)
     length, strength = candidates[int(errors.argmin())]
     chosen = {"length": length, "strength": strength, "base": config.base}
-    predicted = torch.empty_like(fine)
+    mean, leverage = torch.empty_like(fine), torch.empty_like(coarse[:, 0])
     for train, held_out in folds:
         fitted = LocalRidge.fit(coarse[train], fine[train], **chosen)
-        predicted[held_out] = fitted.predict(coarse[held_out])
+        mean[held_out] = fitted.predict(coarse[held_out])
+        leverage[held_out] = fitted.leverage(coarse[held_out])
     table = {
         f"L={length:g},a={strength:g}": float(error) ** 0.5
         for (length, strength), error in zip(candidates, errors, strict=True)
     }
-    return LocalRidge.fit(coarse, fine, **chosen), predicted, table
+    return CrossFit(LocalRidge.fit(coarse, fine, **chosen), mean, leverage, table)
 
 
 def _fit_path(
@@ -187,9 +215,10 @@ def _fit_path(
         against = predictors.transpose(1, 2) @ rows
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
         for strength in strengths:
-            solved = torch.cholesky_solve(against, torch.linalg.cholesky(gram + strength * eye))
-            weights = (root.transpose(1, 2) * solved).to(fine.dtype)
-            yield LocalRidge(centres, scale, intercept, weights, base, length, strength)
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + strength * eye))
+            weights = (root.transpose(1, 2) * (inverse @ against)).to(fine.dtype)
+            posterior = (root.transpose(1, 2) * inverse * root).to(fine.dtype)
+            yield LocalRidge(centres, scale, intercept, weights, posterior, base, length, strength)
 
 
 def nearest_cells(h: int, w: int, count: int) -> tuple[Tensor, Tensor]:

@@ -152,3 +152,11 @@ def conversion(source: str, target: str, *, water: bool = False) -> tuple[float,
             return None
         scale *= WATER_DENSITY ** -difference[0]
     return scale, (a.offset - b.offset) / b.factor
+
+
+def spelled(text: str) -> str:
+    """The unit as UDUNITS spells it: "C" is the coulomb there, "fraction" is nothing."""
+    for name, spellings in _SPELLINGS.items():
+        if text.strip() in spellings:
+            return name
+    return text.strip()

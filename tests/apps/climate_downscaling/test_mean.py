@@ -51,23 +51,39 @@ def test_it_is_the_generalised_ridge_of_its_prior():
 def test_cross_fitting_leaves_the_block_and_its_gap_out():
     coarse, fine = climate(80, noise=0.3)
     config = MeanConfig(lengths=(1.0,), strengths=(1.0,), blocks=4, gap=5)
-    _, predicted, _ = cross_fit(coarse, fine, config)
+    predicted = cross_fit(coarse, fine, config).mean
     changed = fine.clone()
     changed[20:40] += 100  # the second block
     changed[15:20] += 100  # and the gap before it
-    _, again, _ = cross_fit(coarse, changed, config)
+    again = cross_fit(coarse, changed, config).mean
     torch.testing.assert_close(again[20:40], predicted[20:40])
     assert (again[60:] - predicted[60:]).abs().mean() > 1
 
 
 def test_out_of_sample_residuals_are_wider_and_right():
     coarse, fine = climate(60, noise=0.5)
-    fitted, predicted, table = cross_fit(coarse, fine, MeanConfig(blocks=4, gap=2))
+    found = cross_fit(coarse, fine, MeanConfig(blocks=4, gap=2))
+    fitted, predicted, table = found.ridge, found.mean, found.errors
     new_coarse, new_fine = climate(2000, noise=0.5, seed=5)
     unseen = (fitted.predict(new_coarse) - new_fine).std()
     assert (fitted.predict(coarse) - fine).std() < 0.97 * unseen
     assert (predicted - fine).std().item() == pytest.approx(unseen.item(), rel=0.06)
     assert f"L={fitted.length:g},a={fitted.strength:g}" == min(table, key=table.get)
+
+
+@pytest.mark.exact
+def test_leverage_is_the_variance_that_the_weights_add():
+    coarse, fine = climate(60, noise=0.5)
+    fitted = LocalRidge.fit(coarse, fine, length=1.0, strength=2.0)
+    h, w = coarse.shape[-2:]
+    near, distance = nearest_cells(h, w, fitted.weights.shape[1])
+    x = ((coarse - fitted.centres) / fitted.scale).double().flatten(1)[:, near[0]]
+    covariance = torch.linalg.inv(x.T @ x + 2.0 * torch.diag(torch.exp(distance[0] / 1.0)))
+    expected = (x @ covariance * x).sum(1)
+    leverage = fitted.leverage(coarse)
+    torch.testing.assert_close(leverage[:, 0, 0].double(), expected, rtol=1e-3, atol=1e-6)
+    far = fitted.leverage(fitted.centres + 3 * (coarse - fitted.centres))
+    torch.testing.assert_close(far, 9 * leverage, rtol=1e-3, atol=1e-5)
 
 
 def test_blocks_cover_time_once():

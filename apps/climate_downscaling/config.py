@@ -1,0 +1,180 @@
+"""What `train` is asked for: frozen dataclasses, validated where they enter.
+
+A config file is JSON with the same names; `--set residual.family=flow_matching` overrides one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from apps.climate_downscaling.mean import MeanConfig
+from core.errors import AleatorError
+from core.training import FitConfig
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which times are for what; chronological, never shuffled.
+
+    Attributes:
+        test_fraction: last part of the series, for the final scores and nothing else; 0 for none.
+        validation_fraction: last part of the training part, for early stopping; 0 for none.
+        gap: time steps between parts that belong to neither.
+        train_until: instead of a fraction: times after this date (e.g. 1998-05-31) are the test.
+    """
+
+    test_fraction: float = 0.2
+    validation_fraction: float = 0.15
+    gap: int = 24
+    train_until: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("test_fraction", "validation_fraction"):
+            if not 0 <= getattr(self, name) < 0.9:
+                raise AleatorError(f"{name}={getattr(self, name)}: expected 0 <= {name} < 0.9")
+        if self.gap < 0:
+            raise AleatorError(f"gap={self.gap}: it must not be negative")
+
+
+@dataclass(frozen=True)
+class ResidualConfig:
+    """The generative model of what the mean leaves.
+
+    Attributes:
+        family: "diffusion", "flow_matching", or whatever else `core.build` knows.
+        context: "coarse": the coarse field, the mean, the clock, and what is static;
+            "static": only the latter, for series too short to learn more than one climate of
+            residuals from (a few hundred independent fields); "auto": static below 1000 fields.
+        mix: fields are mixed in training, r ← cos(θ) r + sin(θ) r', θ ~ U(0, mix π/2), which
+            keeps means (zero) and covariances and stops a network from learning fields by heart.
+            None is 1 for a static context, else 0.
+        positions: of the coarse grid over the fine data, beside its own, that training uses too;
+            at most factor² - 1. None is up to 4 for a coarse context, else 0.
+        sampler: how members are drawn, e.g. {"name": "2m", "steps": 12}.
+        model: further options of `core.build`, e.g. {"net": {"channels": 32}}.
+    """
+
+    family: str = "diffusion"
+    context: Literal["auto", "coarse", "static"] = "auto"
+    mix: float | None = None
+    positions: int | None = None
+    sampler: Mapping[str, Any] = field(default_factory=lambda: {"name": "2m", "steps": 12})
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a downscaling model is made.
+
+    Attributes:
+        variables: CMIP short names, in order.
+        factor: fine cells per side of a coarse cell.
+        statics: file with orography and land fraction, if the data do not have them.
+        transforms: options of the transforms by variable; see `preprocessing`.
+        split: which times are for what.
+        mean: the regression.
+        residual: the generative model.
+        fit: training of the generative model.
+    """
+
+    variables: tuple[str, ...]
+    factor: int
+    statics: str | None = None
+    transforms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    mean: MeanConfig = field(default_factory=MeanConfig)
+    residual: ResidualConfig = field(default_factory=ResidualConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        if not self.variables:
+            raise AleatorError("no variables: name at least one, e.g. --variables tas")
+        if len(set(self.variables)) != len(self.variables):
+            raise AleatorError(f"variables {', '.join(self.variables)}: one is named twice")
+        if self.factor < 2:
+            raise AleatorError(f"factor={self.factor}: at least 2 is needed")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint stores; JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+for _part in (SplitConfig, ResidualConfig, MeanConfig, FitConfig):
+    _part.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+
+
+def read_config(
+    file: Path | None,
+    overrides: Mapping[str, Any],
+    *,
+    variables: str | None = None,
+    factor: int | None = None,
+) -> Config:
+    """Put a config together: the file, then overrides, then the two main options.
+
+    Args:
+        file: JSON; None for the defaults.
+        overrides: nested mapping.
+        variables: comma-separated names.
+        factor: fine cells per coarse cell.
+
+    Raises:
+        AleatorError: the file cannot be read, an option is unknown or has a bad value, or
+            variables or factor are missing.
+    """
+    merged = _merge(_read(file) if file else {}, overrides)
+    if variables is not None:
+        merged["variables"] = [name.strip() for name in variables.split(",") if name.strip()]
+    if factor is not None:
+        merged["factor"] = factor
+    for name in ("variables", "factor"):
+        if name not in merged:
+            raise AleatorError(f"--{name} is missing; give it, or put it in the config file")
+    return parse_config(merged)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Validate a nested mapping.
+
+    Raises:
+        AleatorError: naming the option.
+    """
+    try:
+        return TypeAdapter(Config).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            raise AleatorError(f"config: unknown option {name}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise AleatorError(f"config: {name}: {message}" if name else message) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AleatorError(f"{file}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise AleatorError(f"{file}: not a JSON file ({error})") from None
+    if not isinstance(values, dict):
+        raise AleatorError(f"{file}: expected a JSON object with options")
+    return values
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = _merge(below, value) if both else value
+    return merged

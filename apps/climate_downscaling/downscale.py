@@ -1,0 +1,278 @@
+"""Downscaling: a trained model and a coarse field in, an ensemble of fine fields out.
+
+Noise is keyed by (seed, member, time stamp) and the members of a time step are computed together,
+whatever else is computed beside them: numbers depend neither on chunks, nor on workers, nor on
+which part of a series is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from apps.climate_downscaling.data import Source, open_field, sample_path, select_times
+from apps.climate_downscaling.field import Field
+from apps.climate_downscaling.grid import match
+from apps.climate_downscaling.model import DownscalingModel, clock_vector
+from apps.climate_downscaling.template import OOD, Encoder, template
+from apps.climate_downscaling.training_data import Prepared, prepare_data
+from core.errors import AleatorError
+from core.random import keyed_generator
+from core.training.fit import resolve_device
+
+GROUP = 64
+"""Members drawn in one batch; more are drawn in several."""
+
+
+class Downscaler:
+    """A trained model, ready to use.
+
+    Example:
+        >>> downscaler = Downscaler.load("my_model")  # doctest: +SKIP
+        >>> fine = downscaler.downscale(xr.open_dataset("coarse.nc"), members=16)  # doctest: +SKIP
+    """
+
+    def __init__(self, model: DownscalingModel, device: str = "auto") -> None:
+        """Put a model on a device."""
+        self.device = resolve_device(device)
+        self.model = model.to(self.device)
+
+    @classmethod
+    def load(cls, folder: Path | str | None = None, device: str = "auto") -> Downscaler:
+        """Read a model folder that `train` made; the bundled one if None.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another application.
+        """
+        return cls(DownscalingModel.load(folder or bundled_model()), device)
+
+    def downscale(
+        self,
+        dataset: Source,
+        members: int = 16,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        conserve: bool = True,
+        time_range: str | None = None,
+    ) -> xr.Dataset:
+        """Downscale in memory; for long series use `python -m pipelines.climate downscale`.
+
+        Args:
+            dataset: coarse fields: an xarray object, or a path to NetCDF, Zarr or GRIB.
+            members: ensemble members M.
+            seed: same seed, same numbers.
+            steps: network evaluations a sample; the model's own if None.
+            conserve: make every member's coarse-cell means equal the input exactly.
+            time_range: "A:B", both inclusive.
+
+        Returns:
+            dataset (member, time, y, x) in the input's units and under its names, with
+            `ood_score` (time).
+
+        Raises:
+            AleatorError: the input does not fit the model.
+        """
+        field = self.field(dataset, time_range)
+        options = {"members": members, "seed": seed, "steps": steps, "conserve": conserve}
+        described = self.template(field, members)
+        drawn = ensemble(self.model, field, 0, len(field), device=self.device, **options)
+        encoder = Encoder.of(field, self.model.fine_grid, self.model.variables)
+        arrays = {**encoder(drawn), OOD: ood_scores(self.model, field, 0, len(field))}
+        return described.assign(
+            {n: described[n].variable._replace(data=array) for n, array in arrays.items()}
+        )
+
+    def field(self, source: Source, time_range: str | None = None) -> Field:
+        """Open coarse input and bring it onto the model's grid.
+
+        Raises:
+            AleatorError: it cannot be read, or its grid is not the model's.
+        """
+        found = open_field(source, self.model.names, time_range=time_range)
+        if found.members:
+            raise AleatorError(
+                f"{found.source}: an ensemble of {found.members} members; select one first, e.g. "
+                "ncks -d member,0"
+            )
+        return match(found, self.model.coarse_grid)
+
+    def template(self, field: Field, members: int, **options: Any) -> xr.Dataset:
+        """The output without its numbers; see `template.template`."""
+        fingerprint = self.model.fingerprint
+        attributes = {"aleator_model": fingerprint, **options.pop("attributes", {})}
+        return template(
+            *(field, self.model.fine_grid, members),
+            variables=self.model.variables,
+            attributes=attributes,
+            **options,
+        )
+
+
+def bundled_model() -> Path:
+    """Folder of the weights that come with the package."""
+    return sample_path("era5_uk_t2m")
+
+
+def ensemble(
+    model: DownscalingModel,
+    field: Field,
+    start: int,
+    stop: int,
+    *,
+    members: int,
+    seed: int = 0,
+    steps: int | None = None,
+    conserve: bool = True,
+    device: str = "auto",
+) -> np.ndarray:
+    """Members of some time steps.
+
+    Args:
+        model: trained.
+        field: coarse input on the model's grid.
+        start: first time step.
+        stop: one past the last.
+        members: M.
+        seed: of the noise.
+        steps: network evaluations; the model's own if None.
+        conserve: see `DownscalingModel.sample`.
+        device: where to compute.
+
+    Returns:
+        (M, T, V, H, W) float32 in canonical units.
+
+    Raises:
+        AleatorError: members or steps below 1; missing cells.
+    """
+    if members < 1:
+        raise AleatorError(f"members={members}: at least one is needed")
+    if steps is not None and steps < 1:
+        raise AleatorError(f"steps={steps}: at least one is needed")
+    place = resolve_device(device)
+    model.to(place)
+    coarse = torch.from_numpy(read_coarse(model, field, start, stop)).to(place)
+    clock = clock_vector(field, model.clock, start, stop).to(place)
+    keys = field.time_keys()[start:stop]
+    sampler = {} if steps is None else {"steps": steps}
+    out = np.empty((members, stop - start, *coarse.shape[1:2], *model.fine_grid.shape), np.float32)
+    for t, key in enumerate(keys):
+        for first in range(0, members, GROUP):
+            group = range(first, min(first + GROUP, members))
+            drawn = model.sample(
+                *(coarse[t : t + 1], clock[t : t + 1], len(group)),
+                generator=[keyed_generator(seed, member, int(key)) for member in group],
+                sampler=sampler,
+                conserve=conserve,
+            )
+            out[group.start : group.stop, t] = drawn[:, 0].cpu().numpy()
+    return out
+
+
+def read_coarse(model: DownscalingModel, field: Field, start: int, stop: int) -> np.ndarray:
+    """Coarse values (T, V, h, w); missing cells are refused where the model needs data."""
+    from apps.climate_downscaling.conserve import block_mean
+
+    has_data = block_mean(model.valid.float(), model.factor).numpy() > 0
+    if has_data.all():
+        return field.read(start, stop)
+    values = field.read(start, stop, allow_missing=True)
+    values[..., ~has_data] = 0.0  # whatever there is, the model does not look at it
+    field._refuse_bad(values, start, False)
+    return values
+
+
+def ood_scores(model: DownscalingModel, field: Field, start: int, stop: int) -> np.ndarray:
+    """How far each coarse field is from the training data, (T,) float32; see `ood`."""
+    coarse = torch.from_numpy(read_coarse(model, field, start, stop))
+    standard = model.standardised(model.predictors(coarse))
+    return model.ood.score(standard).float().numpy()
+
+
+class Job:
+    """Rows of a downscaling job, for `core.streaming`: pickles small, loads on first use."""
+
+    def __init__(
+        self,
+        model: Path,
+        source: str | None,
+        time_range: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Note what to do.
+
+        Args:
+            model: folder of the model.
+            source: path of the coarse input; the bundled sample if None.
+            time_range: of the input.
+            device: where to compute.
+            threads: of a worker; as many as it finds if None.
+            **options: of `ensemble`.
+        """
+        self.model, self.source, self.time_range = model, source, time_range
+        self.device, self.threads, self.options = device, threads, options
+        self._loaded: tuple[DownscalingModel, Field, Encoder] | None = None
+
+    def use(self, downscaler: Downscaler, field: Field) -> None:
+        """Work with what is open already."""
+        model = downscaler.model
+        self._loaded = model, field, Encoder.of(field, model.fine_grid, model.variables)
+
+    def __call__(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
+        """Name -> rows start:stop of that array of the output."""
+        if self._loaded is None:
+            if self.threads:
+                torch.set_num_threads(self.threads)
+            downscaler = Downscaler.load(self.model, self.device)
+            self.use(downscaler, open_input(downscaler, self.source, self.time_range)[0])
+        model, field, encoder = self._loaded
+        drawn = ensemble(model, field, start, stop, device=self.device, **self.options)
+        return {**encoder(drawn), OOD: ood_scores(model, field, start, stop)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_loaded": None}
+
+
+def open_input(
+    downscaler: Downscaler, source: str | None, time_range: str | None = None
+) -> tuple[Field, Field | None]:
+    """The coarse input on the model's grid.
+
+    Args:
+        downscaler: a model.
+        source: a path; None for the bundled sample's test period, coarsened.
+        time_range: "A:B".
+
+    Returns:
+        the input, and the sample's fine truth where the input is the sample.
+    """
+    if source is not None:
+        return downscaler.field(source, time_range), None
+    model = downscaler.model
+    truth = open_field(sample_path(), model.names).crop(model.factor)
+    start = (model.card or {}).get("test_start")
+    if start is not None:
+        truth = select_times(truth, f"{start}:")
+    if time_range is not None:
+        truth = select_times(truth, time_range)
+    truth = match(truth, model.fine_grid)
+    coarse = truth.coarsen(model.factor)
+    words = f"{Path(truth.source).name}, averaged over {model.factor} x {model.factor} cells"
+    return match(dataclasses.replace(coarse, source=words), model.coarse_grid), truth
+
+
+def sample_training(model: DownscalingModel) -> Prepared | None:
+    """The bundled sample as the model was trained on it, for baselines; None for other models."""
+    try:
+        prepared = prepare_data(sample_path(), model.config)
+    except AleatorError:
+        return None
+    return prepared if prepared.fine.grid.same_as(model.fine_grid) else None

@@ -1,0 +1,295 @@
+r"""The model: a regressed mean plus a generated residual, on the transformed variables.
+
+    z = μ(c) + s(c) · r,    r ~ p(r | context),    y = T⁻¹(z), projected so that A y = c
+
+μ is a local ridge (`mean`), s the standard deviation of its error here and now (`dispersion`),
+p any family of `core`. Everything is fitted on the training part and travels in one checkpoint.
+Reference for the split into mean and residual: Mardani et al. (2025), arXiv:2309.15214.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apps.climate_downscaling.config import Config, parse_config
+from apps.climate_downscaling.conserve import block_mean, project
+from apps.climate_downscaling.dispersion import Dispersion
+from apps.climate_downscaling.field import Field, Variable
+from apps.climate_downscaling.grid import Grid
+from apps.climate_downscaling.mean import LocalRidge, upsample
+from apps.climate_downscaling.ood import OutOfDistribution
+from apps.climate_downscaling.preprocessing import Transforms
+from core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from core.model import GenerativeModel
+from core.random import Generators
+from core.registry import build
+
+APP = "climate_downscaling"
+OWN = ("statics", "valid", "context_scale", "inflation")
+"""Tensors that are the model's own rather than a part's."""
+
+
+@dataclass
+class DownscalingModel:
+    """Everything that turns a coarse field into fine members.
+
+    Attributes:
+        config: what it was made with.
+        variables: names, units and other facts of the V variables.
+        fine_grid: H × W cells.
+        coarse_grid: h × w cells, factor times larger.
+        clock: which cycles condition the residual: "hour", "season".
+        statics: (S, H, W) standardised orography etc. and position.
+        valid: (H, W) cells that have data; the others are NaN in every output.
+        mean: the regression μ.
+        dispersion: s.
+        context_scale: (3, V) mean and standard deviation of the predictors, and standard
+            deviation of the increments of μ over them: what standardises the context.
+        inflation: (V,) factor on generated residuals: networks regress to the mean, and what
+            they generate varies a little less than what they were trained on.
+        ood: distance of a coarse field from the training data.
+        residual: p(r | context); None until it is trained.
+        fingerprint: of the checkpoint; empty before it is saved.
+        card: what the checkpoint says about its making.
+    """
+
+    config: Config
+    variables: tuple[Variable, ...]
+    fine_grid: Grid
+    coarse_grid: Grid
+    clock: tuple[str, ...]
+    statics: Tensor
+    valid: Tensor
+    mean: LocalRidge
+    dispersion: Dispersion
+    context_scale: Tensor
+    inflation: Tensor
+    ood: OutOfDistribution
+    residual: GenerativeModel | None = None
+    fingerprint: str = ""
+    card: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.transforms = Transforms.of(self.names, self.config.transforms)
+        area = torch.from_numpy(self.fine_grid.area_weights())
+        self.weights = area * self.valid
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Short names of the variables."""
+        return tuple(variable.name for variable in self.variables)
+
+    @property
+    def factor(self) -> int:
+        """Fine cells per side of a coarse cell."""
+        return self.config.factor
+
+    def predictors(self, coarse: Tensor) -> Tensor:
+        """Transformed coarse fields (B, V, h, w); cells without data stand at their mean."""
+        x = self.transforms.coarse(coarse)
+        has_data = block_mean(self.valid.to(x), self.factor) > 0
+        return torch.where(has_data, x, self.mean.centres.to(x))
+
+    def standardised(self, predictors: Tensor) -> Tensor:
+        """Predictors (B, V, h, w) in units of their training spread, cell by cell."""
+        return (predictors - self.mean.centres.to(predictors)) / self.mean.scale.to(predictors)
+
+    def uncertainty(self, predictors: Tensor, mean: Tensor) -> Tensor:
+        """S (B, V, H, W), given predictors (B, V, h, w) and μ of them."""
+        leverage = self.mean.leverage(predictors)
+        return self.dispersion(predictors, self.standardised(predictors), mean, leverage)
+
+    def context(
+        self, coarse: Tensor, predictors: Tensor, mean: Tensor, scale: Tensor, clock: Tensor
+    ) -> dict[str, Tensor]:
+        """What the residual is conditioned on.
+
+        Args:
+            coarse: (B, V, h, w) in canonical units.
+            predictors: the same, transformed.
+            mean: (B, V, H, W) μ of them.
+            scale: (B, V, H, W) s of them.
+            clock: (B, K) from `clock_vector`.
+
+        Returns:
+            `field` (B, C, H, W), and `vector` (B, K) if there is a clock.
+        """
+        usual = self.dispersion.scale.to(mean)
+        level = usual[:, self.valid].mean(-1)[:, None, None]
+        statics = self.statics.to(mean).expand(len(coarse), -1, -1, -1)
+        if self.config.residual.context == "static":
+            return {"field": torch.cat([statics, (usual / level).log().expand_as(mean)], 1)}
+        centre, spread, increment = self.context_scale.to(mean)[:, :, None, None]
+        near = upsample(predictors, self.factor, "nearest")
+        fields = [
+            statics,
+            (scale / level).log(),
+            upsample(self.standardised(predictors), self.factor, "bilinear"),
+            (near - centre) / spread,
+            (mean - near) / increment,
+        ]
+        if self.transforms.dry_channels:
+            fields.append(upsample(self.transforms.dry(coarse), self.factor, "nearest"))
+        context = {"field": torch.cat(fields, 1)}
+        return {**context, "vector": clock.to(mean)} if self.clock else context
+
+    @torch.no_grad()
+    def sample(
+        self,
+        coarse: Tensor,
+        clock: Tensor,
+        members: int,
+        *,
+        generator: Generators | None = None,
+        sampler: Mapping[str, Any] | None = None,
+        conserve: bool = True,
+    ) -> Tensor:
+        """Draw members.
+
+        Args:
+            coarse: (B, V, h, w) in canonical units.
+            clock: (B, K).
+            members: M.
+            generator: one stream, or M B of them, member-major.
+            sampler: overrides the config's.
+            conserve: make the block means equal the input exactly.
+
+        Returns:
+            (M, B, V, H, W) in canonical units; NaN where there are no data.
+        """
+        x = self.predictors(coarse)
+        mean = self.mean.predict(x)
+        scale = self.uncertainty(x, mean)
+        drawn = self.residual.sample(
+            (members,),
+            self.context(coarse, x, mean, scale, clock),
+            sampler={**self.config.residual.sampler, **(sampler or {})},
+            generator=generator,
+        )
+        fine = self.transforms.inverse(mean + scale * self._inflated(drawn))
+        if conserve:
+            fine = self._conserve(fine, coarse)
+        return torch.where(self.valid.to(fine.device), fine, torch.nan)
+
+    def _inflated(self, drawn: Tensor) -> Tensor:
+        return self.inflation.to(drawn)[:, None, None] * drawn
+
+    def _conserve(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        channels = [
+            project(
+                *(fine[..., v, :, :], coarse[..., v, :, :], self.factor),
+                nonnegative=nonnegative,
+                weights=self.weights,
+            )
+            for v, nonnegative in enumerate(self.transforms.nonnegative)
+        ]
+        return torch.stack(channels, -3)
+
+    def to(self, device: str) -> DownscalingModel:
+        """Move the network; everything else follows its input."""
+        if self.residual is not None:
+            self.residual.to(device)
+        return self
+
+    def save(self, folder: Path | str, card: Mapping[str, Any], data: str) -> Checkpoint:
+        """Write a checkpoint with its card and the fingerprint of the training data."""
+        config = {
+            "config": self.config.to_dict(),
+            "residual": residual_config(self),
+            "variables": [vars(variable) for variable in self.variables],
+            "fine_grid": self.fine_grid.to_dict(),
+            "coarse_grid": self.coarse_grid.to_dict(),
+            "clock": list(self.clock),
+            "mean": {name: getattr(self.mean, name) for name in ("base", "length", "strength")},
+        }
+        tensors = {name: getattr(self, name) for name in OWN}
+        for name in ("mean", "dispersion", "ood"):
+            tensors |= _prefixed(name, getattr(self, name).tensors())
+        tensors |= _prefixed("residual", self.residual.state_dict())
+        return save_checkpoint(
+            folder, app=APP, config=config, tensors=tensors, card=card, data_fingerprint=data
+        )
+
+    @classmethod
+    def load(cls, folder: Path | str) -> DownscalingModel:
+        """Read a checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another application.
+        """
+        found = load_checkpoint(folder, app=APP)
+        stored, tensors = found.config, found.tensors
+        residual = build(stored["residual"])
+        residual.load_state_dict(_without("residual", tensors))
+        return cls(
+            config=parse_config(stored["config"]),
+            variables=tuple(Variable(**facts) for facts in stored["variables"]),
+            fine_grid=Grid.from_dict(stored["fine_grid"]),
+            coarse_grid=Grid.from_dict(stored["coarse_grid"]),
+            clock=tuple(stored["clock"]),
+            mean=LocalRidge(**_without("mean", tensors), **stored["mean"]),
+            dispersion=Dispersion(**_without("dispersion", tensors)),
+            ood=OutOfDistribution(**_without("ood", tensors)),
+            residual=residual.eval(),
+            fingerprint=found.fingerprint,
+            card=found.card,
+            **{name: tensors[name] for name in OWN},
+        )
+
+
+def residual_config(model: DownscalingModel) -> dict[str, Any]:
+    """The config of the residual's model, for `core.build`: what the data fix, then options."""
+    options = dict(model.config.residual.model)
+    variables, statics = len(model.names), len(model.statics)
+    channels = statics + variables
+    coarse = model.config.residual.context == "coarse"
+    if coarse:
+        channels += 3 * variables + model.transforms.dry_channels
+    net = {
+        "name": "unet",
+        "field_channels": channels,
+        "vector_dim": 2 * len(model.clock) if coarse else 0,
+        "channels": 24,
+        "patch": 2,
+        "multipliers": [1, 2, 2],
+        "dropout": 0.1,
+        "periodic_x": model.fine_grid.is_global,
+    }
+    defaults: dict[str, Any] = {"family": model.config.residual.family}
+    if model.config.residual.family == "diffusion":
+        defaults |= {"path": {"name": "edm", "sigma_min": 0.01, "sigma_max": 20.0}}
+        defaults |= {"log_sigma_mean": -0.4, "log_sigma_std": 1.2}
+    return {
+        **defaults,
+        **options,
+        "event_shape": [variables, *model.fine_grid.shape],
+        "net": {**net, **options.get("net", {})},
+    }
+
+
+def clock_vector(field: Field, clock: Sequence[str], start: int, stop: int) -> Tensor:
+    """Sine and cosine of the hour of the day (UTC) and of the season, (T, 2 len(clock))."""
+    phases = {"hour": lambda: field.hour() / 24, "season": field.year_fraction}
+    columns = []
+    for name in clock:
+        angle = 2 * np.pi * phases[name]()[start:stop]
+        columns += [np.sin(angle), np.cos(angle)]
+    if not columns:
+        return torch.zeros(stop - start, 0)
+    return torch.from_numpy(np.stack(columns, 1).astype(np.float32))
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = prefix + "."
+    return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}

@@ -1,0 +1,236 @@
+"""What the residual's model is trained on: normalised errors of the mean, in context, in batches.
+
+A `View` is one position of the coarse grid over the fine data. Training may use several: the same
+fine fields, coarsened from other corners, are further examples of how fine follows from coarse,
+each with its own regression.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apps.climate_downscaling.config import Config
+from apps.climate_downscaling.dispersion import Dispersion
+from apps.climate_downscaling.mean import cross_fit, upsample
+from apps.climate_downscaling.model import DownscalingModel, clock_vector
+from apps.climate_downscaling.ood import OutOfDistribution
+from apps.climate_downscaling.preprocessing import Transforms
+from apps.climate_downscaling.training_data import (
+    Prepared,
+    clock_of,
+    fill_missing,
+    static_fields,
+    valid_cells,
+)
+from core.data import batch_indices
+from core.errors import AleatorError
+from core.evaluation import crps_ensemble
+from core.model import GenerativeModel
+from core.random import keyed_generator
+from core.training import Batches
+
+OWN_SHARE = 0.25
+"""How often a batch is of the model's own position rather than of a shifted one."""
+
+
+@dataclass(frozen=True)
+class View:
+    """The training part in memory, seen from one position of the coarse grid.
+
+    Attributes:
+        model: mean, dispersion and statics of this position; no residual yet.
+        fine: (T, V, H, W) canonical units, filled where missing.
+        coarse: (T, V, h, w).
+        mean: (T, V, H, W) cross-fitted μ.
+        scale: (T, V, H, W) s.
+        clock: (T, K).
+    """
+
+    model: DownscalingModel
+    fine: Tensor
+    coarse: Tensor
+    mean: Tensor
+    scale: Tensor
+    clock: Tensor
+
+    def residual(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Normalised residuals (B, V, H, W); zero where there are no data."""
+        z = self.model.transforms.forward(self.fine[index], generator)
+        return (z - self.mean[index]) / self.scale[index] * self.model.valid
+
+    def context(self, index: Tensor) -> dict[str, Tensor]:
+        """What they are conditioned on."""
+        coarse, mean, scale = self.coarse[index], self.mean[index], self.scale[index]
+        x = self.model.predictors(coarse)
+        return self.model.context(coarse, x, mean, scale, self.clock[index])
+
+
+def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
+    """Fit everything but the residual's model: mask, transforms, regression, dispersion, OOD.
+
+    Args:
+        prepared: the data.
+        config: settled options.
+        part: time steps to fit on.
+
+    Raises:
+        AleatorError: gaps that come and go, or too few times.
+    """
+    fine, coarse = prepared.arrays(part)
+    valid = valid_cells(fine, prepared.fine.source)
+    fine, coarse = fill_missing(fine, coarse, valid)
+    transforms = Transforms.of(config.variables, config.transforms)
+    x = transforms.coarse(coarse)
+    z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
+    fitted = cross_fit(x, z, config.mean)
+    regression, mean = fitted.ridge, fitted.mean
+    standard = (x - regression.centres) / regression.scale
+    error = (z - mean) * valid
+    folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
+    dispersion = Dispersion.fit(error, x, standard, mean, fitted.leverage, **folds)
+    increment = (mean - upsample(x, config.factor, "nearest")).std((0, 2, 3)).clamp_min(1e-6)
+    clock = clock_of(prepared.fine.times[part])
+    model = DownscalingModel(
+        config=config,
+        variables=prepared.fine.variables,
+        fine_grid=prepared.fine.grid,
+        coarse_grid=prepared.coarse.grid,
+        clock=clock,
+        statics=static_fields(prepared.fine, config.factor, prepared.domain)[0],
+        valid=valid,
+        mean=regression,
+        dispersion=_floored(dispersion, valid),
+        context_scale=torch.stack(
+            [x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp_min(1e-6), increment]
+        ),
+        inflation=torch.ones(len(config.variables)),
+        ood=OutOfDistribution.fit(standard),
+    )
+    scale = model.dispersion(x, standard, mean, fitted.leverage)
+    hours = clock_vector(prepared.fine, clock, part.start, part.stop)
+    return View(model, fine, coarse, mean, scale, hours)
+
+
+def shifted_views(prepared: Prepared, own: View, part: slice, count: int) -> list[View]:
+    """Views from `count` other positions of the coarse grid, spread over the block.
+
+    Raises:
+        AleatorError: more positions than a block has.
+    """
+    factor = own.model.factor
+    if not 0 <= count < factor**2:
+        raise AleatorError(
+            f"residual.positions={count}: with factor {factor} there are {factor**2 - 1} others"
+        )
+    chosen = own.model.mean
+    fixed = dataclasses.replace(
+        own.model.config.mean, lengths=(chosen.length,), strengths=(chosen.strength,)
+    )
+    config = dataclasses.replace(own.model.config, mean=fixed)
+    places = torch.linspace(1, factor**2 - 1, count).round().long().tolist()
+    return [fit_view(shifted(prepared, *divmod(p, factor), factor), config, part) for p in places]
+
+
+def shifted(prepared: Prepared, dy: int, dx: int, factor: int) -> Prepared:
+    """The same fine data under a coarse grid that begins dy rows and dx columns later."""
+    fine = prepared.fine.isel(y=slice(dy, None), x=slice(dx, None)).crop(factor)
+    coarse = fine.coarsen(factor, skipna=True)
+    return dataclasses.replace(prepared, fine=fine, coarse=coarse)
+
+
+def make_batches(views: Sequence[View], fitted_steps: int) -> Batches:
+    """Normalised residuals of the first `fitted_steps` times and their context, for `fit`."""
+    config = views[0].model.config
+    seed, size, mix = config.fit.seed, config.fit.batch_size, config.residual.mix or 0.0
+
+    def batch(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        view = views[0]
+        if len(views) > 1 and torch.rand((), generator=generator) > OWN_SHARE:
+            view = views[int(torch.randint(1, len(views), (), generator=generator))]
+        index = batch_indices(seed, step, size, fitted_steps)
+        r = view.residual(index, generator)
+        if mix:
+            angle = torch.rand(len(r), 1, 1, 1, generator=generator) * mix * math.pi / 2
+            other = torch.randint(fitted_steps, (len(r),), generator=generator)
+            r = angle.cos() * r + angle.sin() * view.residual(other, generator)
+        return r, view.context(index)
+
+    return batch
+
+
+def fitted_steps(steps: int, config: Config) -> int:
+    """How many training times are learnt from; the later ones are for validation.
+
+    Raises:
+        AleatorError: too few.
+    """
+    held_out = math.ceil(config.split.validation_fraction * steps)
+    left = steps - (held_out + config.split.gap if held_out else 0)
+    if left < 2:
+        raise AleatorError(
+            f"{steps} training steps are too few for split.validation_fraction="
+            f"{config.split.validation_fraction} and split.gap={config.split.gap}"
+        )
+    return left
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Times to judge a network with, and the truth there.
+
+    Attributes:
+        view: the model's own.
+        index: (N,) time steps.
+        truth: (N, V, H, W) normalised residuals.
+        context: of these.
+    """
+
+    view: View
+    index: Tensor
+    truth: Tensor
+    context: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, view: View, first: int, last: int, times: int) -> Validation:
+        """At most `times` steps, evenly spread over first ... last - 1."""
+        index = torch.linspace(first, last - 1, min(times, last - first)).long().unique()
+        truth = view.residual(index, keyed_generator(view.model.config.fit.seed, -1))
+        return cls(view, index, truth, view.context(index))
+
+    def draw(self, network: GenerativeModel, members: int) -> Tensor:
+        """(M, N, V, H, W) members, always from the same noise."""
+        device = next(network.parameters()).device
+        keys = [keyed_generator(0, m, int(i)) for m in range(members) for i in self.index]
+        return network.sample(
+            (members,),
+            {name: value.to(device) for name, value in self.context.items()},
+            sampler=self.view.model.config.residual.sampler,
+            generator=keys,
+        ).cpu()
+
+    def score(self, network: GenerativeModel) -> float:
+        """Fair CRPS of normalised residuals."""
+        crps = crps_ensemble(self.draw(network, 8), self.truth)
+        return crps[..., self.view.model.valid].mean().item()
+
+    def inflation(self, network: GenerativeModel) -> Tensor:
+        """(V,) factor that gives generated residuals the variance of the true ones."""
+        valid = self.view.model.valid
+        wanted, found = (
+            x[..., valid].double().square().mean((0, 2)).sqrt()
+            for x in (self.truth, self.draw(network, 1)[0])
+        )
+        return (wanted / found).clamp(0.8, 1.25).float()
+
+
+def _floored(dispersion: Dispersion, valid: Tensor) -> Dispersion:
+    """Cells without data take the typical scale; no scale is zero."""
+    typical = dispersion.scale[:, valid].mean(-1)[:, None, None]
+    scale = torch.where(valid, torch.maximum(dispersion.scale, 1e-3 * typical), typical)
+    return dataclasses.replace(dispersion, scale=scale)

@@ -1,0 +1,208 @@
+"""Training: regress the mean, learn the distribution of its residuals, judge the test part.
+
+Nothing sees the test part before the final scores. Early stopping uses the last part of the
+training period; residuals come from regressions that have not seen the times they are taken at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apps.climate_downscaling.config import Config
+from apps.climate_downscaling.downscale import ensemble
+from apps.climate_downscaling.field import show_time
+from apps.climate_downscaling.model import DownscalingModel, residual_config
+from apps.climate_downscaling.prepare import open_prepared
+from apps.climate_downscaling.residuals import (
+    Validation,
+    fit_view,
+    fitted_steps,
+    make_batches,
+    shifted_views,
+)
+from apps.climate_downscaling.training_data import Prepared
+from core.cards import write_card
+from core.errors import AleatorError
+from core.model import GenerativeModel
+from core.registry import build
+from core.report import command_line, hardware
+from core.training import Fitted, fit
+
+Say = Callable[[object], None]
+LONG_ENOUGH = 1000
+"""Training fields from which context="auto" conditions on the coarse field."""
+
+
+def train(
+    source: str,
+    output: Path,
+    config: Config,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "auto",
+    overwrite: bool = False,
+    say: Say = print,
+) -> DownscalingModel:
+    """Train a model and save it.
+
+    Args:
+        source: fine data, or what `prepare` wrote.
+        output: folder for the model; `training/` in it keeps the log and the state of the run.
+        config: how.
+        seed: of everything random.
+        resume: continue a run that was stopped.
+        device: where the network is trained.
+        overwrite: replace a model that is there.
+        say: for the log.
+
+    Returns:
+        the trained model.
+
+    Raises:
+        AleatorError: bad data or options, or a model is there already.
+    """
+    if (output / "model.json").exists() and not overwrite:
+        raise AleatorError(f"{output} holds a model; choose another folder or --overwrite")
+    config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
+    prepared = open_prepared(source, config)
+    say(prepared.fine.describe())
+    say(f"split: {prepared.describe_split()}")
+    started = time.monotonic()
+    part = prepared.train
+    config = settle(config, part.stop - part.start)
+    own = fit_view(prepared, config, part)
+    model = own.model
+    for line in _words_of_mean(model):
+        say(line)
+    views = [own, *shifted_views(prepared, own, part, config.residual.positions or 0)]
+    torch.manual_seed(seed)
+    residual = build(residual_config(model))
+    say(f"residual: {_words(model, residual)}, {len(views)} positions of the coarse grid")
+    steps, learnt = len(own.fine), fitted_steps(len(own.fine), config)
+    first = learnt + config.split.gap if config.split.validation_fraction else steps
+    score = Validation.of(own, first, steps, 32).score if first < steps else None
+    work = output / "training"
+    fitted = fit(
+        residual,
+        make_batches(views, learnt),
+        config.fit,
+        folder=work,
+        score=score,
+        resume=resume,
+        device=device,
+        job={"data": prepared.fine.fingerprint(), "config": config.to_dict()},
+    )
+    model.residual = fitted.model.eval()
+    unseen = first if score else 0
+    model.inflation = Validation.of(own, unseen, steps, 128).inflation(model.residual)
+    say(f"inflation of generated residuals: {_listed(model.inflation.tolist())}")
+    minutes = (time.monotonic() - started) / 60
+    scores = judge(model, prepared, device, say)
+    card = _card(model, prepared, fitted, minutes, scores)
+    saved = model.save(output, card, prepared.fine.fingerprint())
+    write_card(output / "card.md", card)
+    shutil.copy(work / "metrics.jsonl", output / "metrics.jsonl")
+    shutil.rmtree(work)
+    say(f"{output}: model {saved.fingerprint}, best at step {fitted.best_step}")
+    return dataclasses.replace(model, fingerprint=saved.fingerprint, card=card)
+
+
+def settle(config: Config, steps: int) -> Config:
+    """With "auto" and None replaced by what they mean for this many training fields."""
+    residual = config.residual
+    if residual.context == "auto":
+        chosen = "coarse" if steps >= LONG_ENOUGH else "static"
+        residual = dataclasses.replace(residual, context=chosen)
+    if residual.mix is None:
+        mix = 1.0 if residual.context == "static" else 0.0
+        residual = dataclasses.replace(residual, mix=mix)
+    if residual.positions is None:
+        positions = min(4, config.factor**2 - 1) if residual.context == "coarse" else 0
+        residual = dataclasses.replace(residual, positions=positions)
+    return dataclasses.replace(config, residual=residual)
+
+
+def judge(
+    model: DownscalingModel, prepared: Prepared, device: str, say: Say, members: int = 16
+) -> list[dict[str, Any]]:
+    """Scores of the test part, one row a variable; none without a test part."""
+    from apps.climate_downscaling.evaluation import scores
+
+    test = prepared.test
+    if test.start == test.stop:
+        return []
+    say(f"scoring the test part, {test.stop - test.start} steps, {members} members")
+    drawn = ensemble(
+        model, prepared.coarse, test.start, test.stop, members=members, seed=0, device=device
+    )
+    truth, _ = prepared.arrays(test)
+    rows = []
+    for v, variable in enumerate(model.variables):
+        found = scores(
+            *(torch.from_numpy(drawn[:, :, v]), truth[:, v]),
+            amount=model.transforms.nonnegative[v],
+            factor=model.factor,
+        )
+        rows.append({"variable": variable.name, "units": variable.units, **found})
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        say(f"test, {variable.name} ({variable.units}): {listed}")
+    return rows
+
+
+def _words_of_mean(model: DownscalingModel) -> list[str]:
+    mean = model.mean
+    lines = [f"mean: local ridge, length {mean.length:g} cells, strength {mean.strength:g}"]
+    for v, name in enumerate(model.names):
+        lines.append(f"error of the mean, {name}: {model.dispersion.describe(v)}")
+    return lines
+
+
+def _listed(values: list[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
+
+
+def _words(model: DownscalingModel, residual: GenerativeModel) -> str:
+    count = sum(p.numel() for p in residual.parameters())
+    kind = model.config.residual.family.replace("_", " ")
+    return f"{kind}, {count:,} parameters, {model.config.residual.context} context"
+
+
+def _card(
+    model: DownscalingModel,
+    prepared: Prepared,
+    fitted: Fitted,
+    minutes: float,
+    scores: list[dict[str, Any]],
+) -> dict[str, Any]:
+    names = ", ".join(f"{v.name} ({v.units})" for v in model.variables)
+    grid = model.coarse_grid.describe()
+    source = prepared.fine.attributes.get("title") or Path(prepared.fine.source).name
+    return {
+        "title": f"Downscaling of {', '.join(model.names)} by {model.factor}",
+        "summary": f"From {grid} to {model.fine_grid.describe()}. Mean by a local ridge, "
+        f"residual by {_words(model, fitted.model)}.",
+        "data": f"{source}: {names}",
+        "split": prepared.describe_split(),
+        "test_start": show_time(prepared.fine.times[prepared.test.start])
+        if prepared.test.start < prepared.test.stop
+        else None,
+        "seed": model.config.fit.seed,
+        "hardware": hardware(),
+        "minutes": round(minutes, 1),
+        "parameters": sum(p.numel() for p in fitted.model.parameters()),
+        "steps": f"{fitted.best_step} (of {fitted.steps})",
+        "scores": scores,
+        "limits": "It knows the climate, the region and the resolution that it was trained on: "
+        "every output carries `ood_score`, and scores above 1 are further from the training data "
+        "than 99 % of unseen data of the same climate. Members of neighbouring times are drawn "
+        "independently.",
+        "command": command_line(),
+    }
