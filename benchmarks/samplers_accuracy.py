@@ -32,6 +32,7 @@ OURS = [
     ("2m", {"grid": "karras"}),
     ("unipc", {}),
     ("unipc", {"grid": "asinh"}),
+    ("unipc", {"grid": "asinh", "log_snr_max": 9.0}),
     ("unipc", {"grid": "karras"}),
     ("ddim", {}),
     ("ddim", {"grid": "asinh"}),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "samplers_accuracy.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "samplers_accuracy.py"
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,21 @@ def test_one_method_in_three_libraries_is_one_method(bench):
         name = "ddim" if run is bench.our_error else "DDIM"
         coarse, fine = (run(name, options, n, z)[0] for n in (50, 100))
         assert coarse / fine == pytest.approx(2, rel=0.2)
+
+
+def test_the_page_shows_the_results_that_are_stored():
+    """Each row of the page on samplers is a row of the stored results, number by number."""
+    stored = (ROOT / "benchmarks" / "results" / "samplers.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
+    shown = [cells(line) for line in page.splitlines() if numbers(cells(line))]
+    kept = {tuple(cells(line)) for line in stored.splitlines()}
+    assert len(shown) > 30
+    assert [row for row in shown if tuple(row) not in kept] == []
+
+
+def cells(line):
+    return [cell.strip(" *") for cell in line.split("|")[1:-1]]
+
+
+def numbers(row):
+    return [cell for cell in row[1:] if cell.replace(".", "", 1).isdigit() and "." in cell]
