@@ -33,7 +33,10 @@ def create_store(dataset: xr.Dataset, path: Path | str) -> None:
     from numcodecs import Blosc
 
     compressor = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
-    encoding = {name: {"compressors": [compressor]} for name in dataset.data_vars}
+    encoding = {
+        name: {**array.encoding, "compressors": [compressor]}
+        for name, array in dataset.data_vars.items()
+    }
     dataset.to_zarr(
         path, mode="w-", compute=False, zarr_format=2, consolidated=True, encoding=encoding
     )
