@@ -273,16 +273,18 @@ def table(
         "mae": "MAE",
         "bias": "bias",
         "spread_skill": "spread/skill",
-        "coverage_90": "in 90 %",
+        "coverage_90": "90 % covers",
         "lsd": "LSD (dB)",
         "q999": "q99.9, rel." if amount else "q99.9",
         "wet_days": "wet days",
         "coarse_error": "coarse/sd",
     }
     columns = {k: v for k, v in columns.items() if k == "method" or any(k in row for row in rows)}
-    formats = {"crps": ".4f", "rmse": ".3f", "mae": ".3f", "bias": "+.3f", "spread_skill": ".2f"}
-    formats |= {"coverage_90": ".2f", "lsd": ".2f", "q999": "+.2f", "wet_days": "+.3f"}
-    formats |= {"coarse_error": ".1e"}
+    digits = _decimals(rows)
+    formats = {"crps": f".{digits}f", "spread_skill": ".2f", "coverage_90": ".2f", "lsd": ".2f"}
+    formats |= dict.fromkeys(("rmse", "mae"), f".{max(0, digits - 1)}f")
+    formats |= dict.fromkeys(("bias", "q999"), f"+.{max(0, digits - 1)}f")
+    formats |= {"wet_days": "+.3f", "coarse_error": ".1e"} | ({"q999": "+.2f"} if amount else {})
     best: dict[str, Any] = dict.fromkeys(("crps", "rmse", "mae", "lsd", "coarse_error"), "min")
     best |= {"bias": 0.0, "spread_skill": 1.0, "coverage_90": 0.9, "q999": 0.0, "wet_days": 0.0}
     said = f"{title}; errors in {units}" if title else f"errors in {units}"
@@ -293,3 +295,10 @@ def table(
         {key: wanted for key, wanted in best.items() if key in columns},
         said,
     )
+
+
+def _decimals(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Decimals that show the least CRPS to four digits, whatever the unit."""
+    found = [float(row.get("crps", 0.0)) for row in rows]
+    least = min((v for v in found if v > 0), default=0.1)
+    return min(9, max(0, 3 - math.floor(math.log10(least))))

@@ -250,3 +250,11 @@ def test_spectra_of_tiny_grids_are_empty():
     assert radial_power(torch.zeros(2, 3, 3)).shape == (2, 0)
     assert math.isnan(spectra.log_spectral_distance(torch.ones(2, 3, 3), torch.ones(2, 3, 3)))
     assert len(wavelengths(3, 3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(0.1352, "0.1352"), (52.7, "52.70"), (3e-4, "0.0003000")]
+)
+def test_the_table_has_the_digits_that_matter(size, shown):
+    text = table([{"method": "a", "crps": size, "rmse": size}], amount=False, units="K").markdown()
+    assert f" {shown} " in text
