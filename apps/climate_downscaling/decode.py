@@ -14,8 +14,9 @@ import numpy as np
 import xarray as xr
 
 from apps.climate_downscaling import cf
-from apps.climate_downscaling.field import Field, Layout, Variable, show_time, time_keys
+from apps.climate_downscaling.field import Field, Layout, Variable
 from apps.climate_downscaling.grid import Grid
+from apps.climate_downscaling.times import show_time, time_keys, with_dates
 from core.errors import AleatorError
 
 CHUNK_BYTES = 2**24
@@ -40,7 +41,7 @@ def assemble(dataset: xr.Dataset, names: list[str], where: str, ensemble: bool) 
         AleatorError: what is missing, ambiguous or inconsistent.
     """
     axes = find_axes(dataset, dataset[names[0]], where)
-    dataset, calendar = _with_dates(dataset, str(axes["time"]), where)
+    dataset, calendar = with_dates(dataset, str(axes["time"]), where)
     dataset = _chunked(dataset, names, str(axes["time"]))
     dataset, grid, layout, notes = with_grid(dataset, dataset[names[0]], axes, where)
     arrays, known = {}, []
@@ -235,41 +236,6 @@ def _without_gap(dataset: xr.Dataset, x_dim: str) -> tuple[xr.Dataset, list[str]
     return joined, [f"{x_dim} joined across the meridian at which the file cuts it"]
 
 
-def _with_dates(dataset: xr.Dataset, name: str, where: str) -> tuple[xr.Dataset, str]:
-    """Decode the time coordinate; a GRIB's valid time, where it has one per step, is the time."""
-    valid = [
-        coordinate
-        for coordinate in dataset.coords.values()
-        if coordinate.dims == (name,) and cf.attribute(coordinate, "standard_name") == "time"
-    ]
-    coordinate = valid[0] if valid else dataset.get(name)
-    if coordinate is not None and coordinate.dtype.kind not in "MO":
-        try:
-            coordinate = xr.decode_cf(coordinate.to_dataset(name="t"), decode_timedelta=False)["t"]
-        except (ValueError, OverflowError):
-            coordinate = None
-    if coordinate is None or coordinate.dtype.kind not in "MO":
-        raise AleatorError(
-            f'{where}: {name} holds no dates; give it units such as "days since 2000-01-01" and '
-            "a calendar"
-        )
-    times = coordinate.values
-    if not times.size:
-        raise AleatorError(f"{where}: there are no time steps")
-    if np.asarray(
-        [t is None for t in times] if times.dtype.kind == "O" else np.isnat(times)
-    ).any():
-        raise AleatorError(f"{where}: {name} has missing dates")
-    is_numpy = times.dtype.kind == "M"
-    calendar = coordinate.encoding.get("calendar", "standard") if is_numpy else times[0].calendar
-    told = {key: cf.attribute(coordinate, key) for key in ("long_name", "bounds")}
-    attributes = {key: text for key, text in told.items() if text}
-    encoding = {k: v for k, v in coordinate.encoding.items() if k in {"units", "calendar"}}
-    dataset = dataset.assign_coords({name: (name, times, attributes)})
-    dataset[name].encoding = encoding
-    return dataset, {"gregorian": "standard"}.get(calendar, calendar)
-
-
 def _chunked(dataset: xr.Dataset, names: list[str], time: str) -> xr.Dataset:
     """Lazy blocks of whole maps, aligned with the blocks of the file."""
     lazy = {}
@@ -331,7 +297,11 @@ def _kept_coordinates(
             if set(squeezed.dims) <= {time}:
                 kept.setdefault(str(key), squeezed)
     bounds = cf.attribute(dataset[time], "bounds")
-    if bounds in dataset.variables and dataset[bounds].dims[:1] == (time,):
+    if (
+        bounds in dataset.variables
+        and dataset[bounds].dims[:1] == (time,)
+        and dataset[bounds].dtype.kind in "MO"
+    ):
         kept[bounds] = dataset[bounds]
     own = {"time", "y", "x", "member"}
     plain = {key: value.drop_vars(list(value.coords)) for key, value in kept.items()}

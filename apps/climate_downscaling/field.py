@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import cftime
 import numpy as np
 import xarray as xr
 
 from apps.climate_downscaling.blocks import coarsen
 from apps.climate_downscaling.grid import Grid
+from apps.climate_downscaling.times import show_time, time_keys, year_fraction
 from core.errors import AleatorError
 
 FILL = 1e15
@@ -342,42 +342,6 @@ class Field:
         if self.statics:
             lines.append(f"  static: {', '.join(map(str, self.statics))}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
-
-
-def time_keys(times: np.ndarray) -> np.ndarray:
-    """(T,) int64 seconds since 1970-01-01 of datetime64 or cftime values, in their calendar."""
-    if times.dtype.kind == "M":
-        return times.astype("datetime64[s]").astype(np.int64)
-    calendar = times[0].calendar
-    seconds = cftime.date2num(times, "seconds since 1970-01-01", calendar=calendar)
-    return np.round(np.asarray(seconds, dtype=np.float64)).astype(np.int64)
-
-
-def year_fraction(times: np.ndarray) -> np.ndarray:
-    """(T,) how much of the year has passed, in [0, 1), in the calendar of the times."""
-    if times.dtype.kind == "M":
-        year = times.astype("datetime64[Y]")
-        start, end = (y.astype("datetime64[s]").astype(np.int64) for y in (year, year + 1))
-        return (time_keys(times) - start) / (end - start)
-    keys = time_keys(times)
-    starts = time_keys(
-        np.array(
-            [t.replace(month=1, day=1, hour=0, minute=0, second=0, microsecond=0) for t in times]
-        )
-    )
-    ends = time_keys(np.array([type(t)(t.year + 1, 1, 1, **_calendar(t)) for t in times]))
-    return (keys - starts) / (ends - starts)
-
-
-def show_time(time: Any) -> str:
-    """A time as people write it, to the minute."""
-    if isinstance(time, np.datetime64):
-        return str(time.astype("datetime64[m]")).replace("T", " ")
-    return time.strftime("%Y-%m-%d %H:%M")
-
-
-def _calendar(time: cftime.datetime) -> dict[str, str]:
-    return {"calendar": time.calendar} if type(time) is cftime.datetime else {}
 
 
 def _as_slice(index: np.ndarray) -> slice | np.ndarray:

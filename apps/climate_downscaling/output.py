@@ -1,14 +1,15 @@
-"""How the output gets to disk: a Zarr group first, whole files only when they are whole.
+"""How the output gets to disk: a Zarr group first, then whatever format was asked for.
 
 `create_store` writes a template into a Zarr group in no time, whatever its length; chunks are then
-filled in any order (`core.streaming`); `exporter` streams a finished group into NetCDF a slice at
-a time, and nothing has the output's name before it is complete.
+filled in any order (`core.streaming`), and `exporter` says how a finished group becomes NetCDF:
+streamed, a chunk of time at a time.
 """
 
 from __future__ import annotations
 
 import errno
-import os
+import functools
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,12 @@ import xarray as xr
 from apps.climate_downscaling.template import OOD, Encoder, template
 from core.errors import AleatorError
 
-__all__ = ["OOD", "Encoder", "create_store", "exporter", "finish", "template", "to_netcdf"]
+__all__ = ["OOD", "Encoder", "create_store", "exporter", "template", "to_netcdf"]
+
+_ZARR_KEYS = {"_FillValue", "dtype", "chunks"}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_LITTLE = 2**23
+"""Bytes: with less space than that left, an error while writing means that the disk is full."""
 
 
 def create_store(dataset: xr.Dataset, path: Path | str) -> None:
@@ -34,7 +40,8 @@ def create_store(dataset: xr.Dataset, path: Path | str) -> None:
 
     compressor = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
     encoding = {
-        name: {**array.encoding, "compressors": [compressor]}
+        name: {k: v for k, v in array.encoding.items() if k in _ZARR_KEYS}
+        | {"compressors": [compressor]}
         for name, array in dataset.data_vars.items()
     }
     dataset.to_zarr(
@@ -52,73 +59,55 @@ def exporter(output: Path | str) -> Callable[[Path, Path], None] | None:
     if suffix == ".zarr":
         return None
     if suffix in {".nc", ".nc4"}:
-        return to_netcdf
+        return functools.partial(to_netcdf, name=output)
     raise AleatorError(f"{output}: the name must end in .nc or .zarr")
 
 
-def finish(store: Path | str, output: Path | str, *, overwrite: bool = False) -> Path:
-    """Turn a complete Zarr group into the output, in one step that cannot be seen half done.
-
-    Args:
-        store: a group made by `create_store` and filled; it is gone afterwards.
-        output: OUT.zarr or OUT.nc.
-        overwrite: replace an existing output.
-
-    Returns:
-        the output's path.
-
-    Raises:
-        AleatorError: it exists, has another suffix, or the disk is full.
-    """
-    store, output = Path(store), Path(output)
-    export = exporter(output)
-    if output.exists() and not overwrite:
-        raise AleatorError(f"{output} exists; choose another name or --overwrite")
-    made = store
-    if export is not None:
-        made = output.with_name(output.name + ".partial")
-        export(store, made)
-    if output.is_dir():
-        shutil.rmtree(output)
-    os.replace(made, output)
-    if export is not None:
-        shutil.rmtree(store)
-    return output
-
-
-def to_netcdf(store: Path | str, path: Path | str) -> None:
+def to_netcdf(store: Path | str, path: Path | str, *, name: Path | str | None = None) -> None:
     """Stream a Zarr group into a compressed NetCDF4 file, one chunk of time in memory at once.
 
     Args:
         store: the group.
         path: the file to write.
+        name: what to call it in messages; `path` if None.
 
     Raises:
         AleatorError: the disk is full; what was written of the file is removed.
     """
+    path = Path(path)
     raw = xr.open_zarr(store, decode_cf=False, consolidated=True, chunks=None)
     large = [str(name) for name, array in raw.data_vars.items() if array.ndim == 4]
-    small = raw.drop_vars(large)
+    streamed = [*large, *({OOD} & set(raw))]  # the fields first
+    small = raw.drop_vars(streamed)
     plain = {
         n: {"_FillValue": None} for n, v in small.variables.items() if "_FillValue" not in v.attrs
     }
-    Path(path).unlink(missing_ok=True)
+    unlimited = {raw[name].dims[1] for name in large}  # so that tools can append times
+    path.unlink(missing_ok=True)
     try:
-        small.to_netcdf(path, engine="netcdf4", format="NETCDF4", encoding=plain)
+        small.to_netcdf(
+            path,
+            engine="netcdf4",
+            format="NETCDF4",
+            encoding=plain,
+            unlimited_dims=unlimited,
+        )
         with netCDF4.Dataset(path, "a") as file:
-            for name in large:
-                _copy(raw[name], file)
-    except (OSError, RuntimeError) as error:
-        Path(path).unlink(missing_ok=True)
-        if getattr(error, "errno", None) == errno.ENOSPC or _is_full(Path(path)):
+            for variable in streamed:
+                _copy(raw[variable], file)
+    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as an unnamed error
+        full = getattr(error, "errno", None) in _FULL
+        full = full or shutil.disk_usage(path.parent).free < _LITTLE
+        path.unlink(missing_ok=True)
+        if full:
             raise AleatorError(
-                f"{path}: the disk is full; free some space and run the same command again"
+                f"{name or path}: the disk is full; free some space: the same command continues"
             ) from error
         raise
 
 
 def _copy(array: xr.DataArray, file: Any) -> None:
-    steps = array.shape[1]
+    """Create a variable and fill it, chunk by chunk."""
     chunks = array.encoding["chunks"]
     attributes = dict(array.attrs)
     for dim, size in zip(array.dims, array.shape, strict=True):
@@ -136,11 +125,10 @@ def _copy(array: xr.DataArray, file: Any) -> None:
     )
     variable.set_auto_maskandscale(False)
     variable.setncatts(attributes)
-    for start in range(0, steps, chunks[1]):
-        stop = min(start + chunks[1], steps)
-        variable[:, start:stop] = array[:, start:stop].values
-
-
-def _is_full(path: Path) -> bool:
-    """HDF5 reports a full disk as an unnamed error: look for it."""
-    return shutil.disk_usage(path.parent).free < 2**20
+    starts = (range(0, size, chunk) for size, chunk in zip(array.shape, chunks, strict=True))
+    for corner in itertools.product(*starts):
+        block = tuple(
+            slice(first, min(first + chunk, size))
+            for first, chunk, size in zip(corner, chunks, array.shape, strict=True)
+        )
+        variable[block] = array[block].values

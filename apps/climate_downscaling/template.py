@@ -20,6 +20,7 @@ import xarray as xr
 from apps.climate_downscaling.cf import QUANTITIES
 from apps.climate_downscaling.field import Field, Layout, Variable
 from apps.climate_downscaling.grid import Grid
+from apps.climate_downscaling.times import time_encoding
 from apps.climate_downscaling.units import UnknownUnitError, parse, spelled
 from core.errors import AleatorError
 
@@ -29,6 +30,8 @@ OOD = "ood_score"
 
 CHUNK_BYTES = 2**24
 _DROPPED = {"Conventions", "history", "title", "tracking_id", "creation_date", "comment", "NCO"}
+_LEAP_SECONDS = {"standard", "proleptic_gregorian", "julian"}
+"""Calendars of which CF wants to know whether they count leap seconds."""
 _DURATIONS = {"days": "d", "hours": "h", "minutes": "min", "seconds": "s"}
 
 
@@ -52,7 +55,8 @@ class Encoder:
     ) -> Encoder:
         """The encoder of the downscaled `field`; arguments as for `template`."""
         factor = fine_grid.shape[0] // field.grid.shape[0]
-        if fine_grid.shape != tuple(n * factor for n in field.grid.shape):
+        whole = fine_grid.shape == tuple(n * factor for n in field.grid.shape)
+        if not whole or not fine_grid.coarsen(factor).same_as(field.grid):
             raise AleatorError(
                 f"the model's fine grid ({fine_grid.describe()}) is not a refinement of the "
                 f"input's ({field.grid.describe()})"
@@ -118,9 +122,8 @@ def template(
 
     encoder = Encoder.of(field, fine_grid, variables)
     time = field.layout.time_name
-    steps = time_chunk or CHUNK_BYTES // (4 * members * fine_grid.shape[0] * fine_grid.shape[1])
     shape = (members, len(field), *fine_grid.shape)
-    chunks = (members, max(1, min(steps, len(field))), *fine_grid.shape)
+    chunks = _chunks(shape, time_chunk)
     dims = ("member", time, field.grid.y_name, field.grid.x_name)
     coords = _map_coordinates(field, fine_grid, encoder)
     coords |= _time_coordinates(field, chunks[1])
@@ -191,11 +194,29 @@ def _variable_attributes(variable: Variable) -> dict[str, str]:
         "units": variable.source_units,
         "cell_methods": variable.cell_methods,
     }
+    if QUANTITIES.get(variable.name, QUANTITIES["pr"]).units == "K":
+        told["units_metadata"] = "temperature: on_scale"
     return {key: text for key, text in told.items() if text}
 
 
 def _packing(chunks: tuple[int, ...]) -> dict[str, Any]:
-    return {"_FillValue": np.float32(np.nan), "dtype": "float32", "chunks": chunks}
+    """Encoding, also for a user who writes the dataset with `to_netcdf`."""
+    return {
+        "_FillValue": np.float32(np.nan),
+        "dtype": "float32",
+        "chunks": chunks,
+        "chunksizes": chunks,
+        "zlib": True,
+        "complevel": 4,
+    }
+
+
+def _chunks(shape: tuple[int, int, int, int], steps: int | None) -> tuple[int, int, int, int]:
+    """Whole maps; the members of as many time steps as fit, or as many members as fit."""
+    members, length, ny, nx = shape
+    steps = steps or CHUNK_BYTES // (4 * members * ny * nx)
+    steps = max(1, min(steps, length))
+    return max(1, min(members, CHUNK_BYTES // (4 * steps * ny * nx))), steps, ny, nx
 
 
 def _map_coordinates(field: Field, fine: Grid, encoder: Encoder) -> dict[str, xr.Variable]:
@@ -256,8 +277,10 @@ def _time_coordinates(field: Field, chunk: int) -> dict[str, xr.Variable]:
     edges = field.extras.get(bounds) if bounds else None
     attrs = {"standard_name": "time", "long_name": "time", "axis": "T"}
     attrs |= {key: text for key, text in source.attrs.items() if key == "long_name"}
+    if field.calendar in _LEAP_SECONDS:
+        attrs["units_metadata"] = "leap_seconds: none"
     every = field.times if edges is None else np.concatenate([field.times, edges.values.ravel()])
-    encoding = _time_encoding(every, source.encoding.get("units"), field.calendar)
+    encoding = time_encoding(every, source.encoding.get("units"), field.calendar)
     name = field.layout.time_name
     coords = {name: xr.Variable(name, field.times, attrs, encoding | {"chunks": (len(field),)})}
     if edges is not None:
@@ -265,19 +288,6 @@ def _time_coordinates(field: Field, chunk: int) -> dict[str, xr.Variable]:
         dims = (name, *edges.dims[1:])
         coords[str(bounds)] = xr.Variable(dims, edges.values, {}, encoding)
     return coords
-
-
-def _time_encoding(times: np.ndarray, units: str | None, calendar: str) -> dict[str, Any]:
-    """Units in which every time is a whole number, if there are such."""
-    from xarray.coding.times import encode_cf_datetime
-
-    first, _, since = (units or "days since 1970-01-01").partition(" since ")
-    plain = {"calendar": calendar, "_FillValue": None}
-    for step in (first, "days", "hours", "minutes", "seconds"):
-        numbers, _, _ = encode_cf_datetime(times, f"{step} since {since}", calendar, np.float64)
-        if (numbers == np.round(numbers)).all() and np.abs(numbers).max() < 2**31:
-            return plain | {"units": f"{step} since {since}", "dtype": "int32"}
-    return plain | {"units": f"seconds since {since}", "dtype": "float64"}
 
 
 def _extras(field: Field) -> dict[str, xr.Variable]:
@@ -295,6 +305,8 @@ def _extras(field: Field) -> dict[str, xr.Variable]:
         attrs = {k: v for k, v in attrs.items() if v is not None and k not in {"dtype", "bounds"}}
         dims = tuple(field.layout.time_name if d == "time" else d for d in coordinate.dims)
         plain = {"_FillValue": None} if values.dtype.kind == "f" else {}
+        if attrs.get("standard_name") == "realization":  # of the input; the output has its own
+            del attrs["standard_name"]
         kept[name] = xr.Variable(dims, values, attrs, plain)
     return kept
 

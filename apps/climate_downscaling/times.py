@@ -1,0 +1,109 @@
+"""Times of any CF calendar: dates from files, seconds, fractions of a year, and back to files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cftime
+import numpy as np
+import xarray as xr
+
+from apps.climate_downscaling import cf
+from core.errors import AleatorError
+
+
+def with_dates(dataset: xr.Dataset, name: str, where: str) -> tuple[xr.Dataset, str]:
+    """Decode the time coordinate; a GRIB's valid time, where it has one per step, is the time."""
+    valid = [
+        coordinate
+        for coordinate in dataset.coords.values()
+        if coordinate.dims == (name,) and cf.attribute(coordinate, "standard_name") == "time"
+    ]
+    coordinate = valid[0] if valid else dataset.get(name)
+    if coordinate is not None and coordinate.dtype.kind not in "MO":
+        dataset, coordinate = _decoded(dataset, coordinate)
+    if coordinate is None or coordinate.dtype.kind not in "MO":
+        raise AleatorError(
+            f'{where}: {name} holds no dates; give it units such as "days since 2000-01-01" and '
+            "a calendar"
+        )
+    times = coordinate.values
+    if not times.size:
+        raise AleatorError(f"{where}: there are no time steps")
+    if np.asarray(
+        [t is None for t in times] if times.dtype.kind == "O" else np.isnat(times)
+    ).any():
+        raise AleatorError(f"{where}: {name} has missing dates")
+    is_numpy = times.dtype.kind == "M"
+    calendar = coordinate.encoding.get("calendar", "standard") if is_numpy else times[0].calendar
+    told = {key: cf.attribute(coordinate, key) for key in ("long_name", "bounds")}
+    attributes = {key: text for key, text in told.items() if text}
+    encoding = {k: v for k, v in coordinate.encoding.items() if k in {"units", "calendar"}}
+    dataset = dataset.assign_coords({name: (name, times, attributes)})
+    dataset[name].encoding = encoding
+    return dataset, {"gregorian": "standard"}.get(calendar, calendar)
+
+
+def _decoded(
+    dataset: xr.Dataset, coordinate: xr.DataArray
+) -> tuple[xr.Dataset, xr.DataArray | None]:
+    """Dates of a coordinate of numbers, and of its bounds; None where they are no dates."""
+    numbers = {"t": coordinate.variable}
+    bounds = cf.attribute(coordinate, "bounds")
+    if bounds in dataset.variables:
+        numbers[bounds] = dataset[bounds].variable
+    try:
+        dates = xr.decode_cf(xr.Dataset(numbers), decode_timedelta=False)
+    except (ValueError, OverflowError):
+        return dataset, None
+    found = {name: dates[name].variable for name in numbers if name != "t"}
+    return dataset.assign(found), dates["t"]
+
+
+def time_keys(times: np.ndarray) -> np.ndarray:
+    """(T,) int64 seconds since 1970-01-01 of datetime64 or cftime values, in their calendar."""
+    if times.dtype.kind == "M":
+        return times.astype("datetime64[s]").astype(np.int64)
+    calendar = times[0].calendar
+    seconds = cftime.date2num(times, "seconds since 1970-01-01", calendar=calendar)
+    return np.round(np.asarray(seconds, dtype=np.float64)).astype(np.int64)
+
+
+def year_fraction(times: np.ndarray) -> np.ndarray:
+    """(T,) how much of the year has passed, in [0, 1), in the calendar of the times."""
+    if times.dtype.kind == "M":
+        year = times.astype("datetime64[Y]")
+        start, end = (y.astype("datetime64[s]").astype(np.int64) for y in (year, year + 1))
+        return (time_keys(times) - start) / (end - start)
+    keys = time_keys(times)
+    starts = time_keys(
+        np.array(
+            [t.replace(month=1, day=1, hour=0, minute=0, second=0, microsecond=0) for t in times]
+        )
+    )
+    ends = time_keys(np.array([type(t)(t.year + 1, 1, 1, **_calendar(t)) for t in times]))
+    return (keys - starts) / (ends - starts)
+
+
+def show_time(time: Any) -> str:
+    """A time as people write it, to the minute."""
+    if isinstance(time, np.datetime64):
+        return str(time.astype("datetime64[m]")).replace("T", " ")
+    return time.strftime("%Y-%m-%d %H:%M")
+
+
+def _calendar(time: cftime.datetime) -> dict[str, str]:
+    return {"calendar": time.calendar} if type(time) is cftime.datetime else {}
+
+
+def time_encoding(times: np.ndarray, units: str | None, calendar: str) -> dict[str, Any]:
+    """Units in which every time is a whole number, if there are such."""
+    from xarray.coding.times import encode_cf_datetime
+
+    first, _, since = (units or "days since 1970-01-01").partition(" since ")
+    plain = {"calendar": calendar, "_FillValue": None}
+    for step in (first, "days", "hours", "minutes", "seconds"):
+        numbers, _, _ = encode_cf_datetime(times, f"{step} since {since}", calendar, np.float64)
+        if (numbers == np.round(numbers)).all() and np.abs(numbers).max() < 2**31:
+            return plain | {"units": f"{step} since {since}", "dtype": "int32"}
+    return plain | {"units": f"seconds since {since}", "dtype": "float64"}
