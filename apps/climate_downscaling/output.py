@@ -23,7 +23,7 @@ from core.errors import AleatorError
 
 __all__ = ["OOD", "Encoder", "create_store", "exporter", "template", "to_netcdf"]
 
-_ZARR_KEYS = {"_FillValue", "dtype", "chunks"}
+_NETCDF_KEYS = {"chunksizes", "zlib", "complevel"}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _LITTLE = 2**23
 """Bytes: with less space than that left, an error while writing means that the disk is full."""
@@ -40,7 +40,7 @@ def create_store(dataset: xr.Dataset, path: Path | str) -> None:
 
     compressor = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
     encoding = {
-        name: {k: v for k, v in array.encoding.items() if k in _ZARR_KEYS}
+        name: {k: v for k, v in array.encoding.items() if k not in _NETCDF_KEYS}
         | {"compressors": [compressor]}
         for name, array in dataset.data_vars.items()
     }
