@@ -20,6 +20,7 @@ from apps.climate_downscaling import cf, decode
 from apps.climate_downscaling.classic import expected_size
 from apps.climate_downscaling.field import Field, Variable, show_time, time_keys, year_fraction
 from apps.climate_downscaling.grid import Grid
+from apps.climate_downscaling.times import padded
 from core.errors import AleatorError
 
 __all__ = ["Field", "Variable", "open_field", "open_statics", "sample_path", "select_times"]
@@ -196,7 +197,11 @@ def _open_path(source: str | Path) -> xr.Dataset:
 
 def _opened(path: str | Path, engine: str | None, **options: Any) -> xr.Dataset:
     try:
-        return xr.open_dataset(path, engine=engine, decode_timedelta=False, **options)
+        raw = xr.open_dataset(path, engine=engine, decode_cf=False, **options)
+        for variable in raw.variables.values():
+            if " since " in str(variable.attrs.get("units")):
+                variable.attrs["units"] = padded(variable.attrs["units"])
+        return xr.decode_cf(raw, decode_timedelta=False)
     except PermissionError:
         raise
     except Exception as error:  # each backend raises its own kinds for damaged files

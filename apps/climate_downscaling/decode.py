@@ -16,7 +16,7 @@ import xarray as xr
 from apps.climate_downscaling import cf
 from apps.climate_downscaling.field import Field, Layout, Variable
 from apps.climate_downscaling.grid import Grid
-from apps.climate_downscaling.times import show_time, time_keys, with_dates
+from apps.climate_downscaling.times import show_time, time_keys, whole_seconds, with_dates
 from core.errors import AleatorError
 
 CHUNK_BYTES = 2**24
@@ -302,7 +302,7 @@ def _kept_coordinates(
         and dataset[bounds].dims[:1] == (time,)
         and dataset[bounds].dtype.kind in "MO"
     ):
-        kept[bounds] = dataset[bounds]
+        kept[bounds] = dataset[bounds].copy(data=whole_seconds(dataset[bounds].values))
     own = {"time", "y", "x", "member"}
     plain = {key: value.drop_vars(list(value.coords)) for key, value in kept.items()}
     return {

@@ -112,6 +112,8 @@ class Grid:
         if lat is not None and lon is not None:
             lat, lon = directions(coarsen(unit_vectors(lat, lon), factor), near=lon.mean())
         y, x = (v.reshape(-1, factor).mean(1) for v in (self.y, self.x))
+        if self.units == "1":  # cell numbers: those of the blocks
+            y, x = ((v - (factor - 1) / 2) / factor for v in (y, x))
         return dataclasses.replace(self, y=y, x=x, lat=lat, lon=lon)
 
     def refine(self, factor: int) -> Grid:
@@ -120,18 +122,22 @@ class Grid:
         Raises:
             AleatorError: two-dimensional coordinates that only the finer data can tell.
         """
-        dy, dx = self.spacing
-        inside = (np.arange(factor) + 0.5) / factor - 0.5
-        y = (self.y[:, None] + dy * inside).ravel()
-        x = (self.x[:, None] + dx * inside).ravel()
-        fine = dataclasses.replace(self, y=y, x=x, lat=None, lon=None)
-        if self.lat is None:
-            return fine
-        if self.grid_mapping.get("grid_mapping_name") != "rotated_latitude_longitude":
+        if (
+            self.lat is not None
+            and self.grid_mapping.get("grid_mapping_name") != "rotated_latitude_longitude"
+        ):
             raise AleatorError(
                 "the latitudes and longitudes of the finer cells are not known for this "
                 "projection: take the grid from fine data"
             )
+        inside = (np.arange(factor) + 0.5) / factor - 0.5
+        y, x = (
+            (centres[:, None] + step * inside).ravel()
+            for centres, step in zip((self.y, self.x), self.spacing, strict=True)
+        )
+        fine = dataclasses.replace(self, y=y, x=x, lat=None, lon=None)
+        if self.lat is None:
+            return fine
         lat, lon = unrotate(y, x, self.grid_mapping)
         return dataclasses.replace(fine, lat=lat, lon=lon)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import re
 from typing import Any
 
 import cftime
@@ -34,6 +36,7 @@ def with_dates(dataset: xr.Dataset, name: str, where: str) -> tuple[xr.Dataset, 
         [t is None for t in times] if times.dtype.kind == "O" else np.isnat(times)
     ).any():
         raise AleatorError(f"{where}: {name} has missing dates")
+    times = whole_seconds(times)
     is_numpy = times.dtype.kind == "M"
     calendar = coordinate.encoding.get("calendar", "standard") if is_numpy else times[0].calendar
     told = {key: cf.attribute(coordinate, key) for key in ("long_name", "bounds")}
@@ -60,10 +63,28 @@ def _decoded(
     return dataset.assign(found), dates["t"]
 
 
+def whole_seconds(times: np.ndarray) -> np.ndarray:
+    """Times of any shape without the round-off of hours or days counted in floating point."""
+    if times.dtype.kind == "M":
+        half, near = np.timedelta64(500, "ms"), np.timedelta64(1, "ms")
+        whole = (times + half).astype("datetime64[s]").astype(times.dtype)
+    else:
+        half, near = (datetime.timedelta(milliseconds=n) for n in (500, 1))
+        whole = np.empty_like(times)
+        whole.flat = [(t + half).replace(microsecond=0) for t in times.flat]
+    return np.where(abs(times - whole) < near, whole, times)
+
+
+def padded(units: str) -> str:
+    """Time units with a year of four digits: "hours since 1-1-1" is ambiguous to readers."""
+    return re.sub(r" since\s+(\d{1,3})-", lambda year: f" since {year[1].zfill(4)}-", units)
+
+
 def time_keys(times: np.ndarray) -> np.ndarray:
     """(T,) int64 seconds since 1970-01-01 of datetime64 or cftime values, in their calendar."""
     if times.dtype.kind == "M":
-        return times.astype("datetime64[s]").astype(np.int64)
+        half = np.timedelta64(500, "ms")
+        return (times + half).astype("datetime64[s]").astype(np.int64)
     calendar = times[0].calendar
     seconds = cftime.date2num(times, "seconds since 1970-01-01", calendar=calendar)
     return np.round(np.asarray(seconds, dtype=np.float64)).astype(np.int64)
@@ -100,7 +121,7 @@ def time_encoding(times: np.ndarray, units: str | None, calendar: str) -> dict[s
     """Units in which every time is a whole number, if there are such."""
     from xarray.coding.times import encode_cf_datetime
 
-    first, _, since = (units or "days since 1970-01-01").partition(" since ")
+    first, _, since = padded(units or "days since 1970-01-01").partition(" since ")
     plain = {"calendar": calendar, "_FillValue": None}
     for step in (first, "days", "hours", "minutes", "seconds"):
         numbers, _, _ = encode_cf_datetime(times, f"{step} since {since}", calendar, np.float64)
