@@ -8,7 +8,8 @@ which part of a series is asked for.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from core.training.fit import resolve_device
 
 GROUP = 64
 """Members drawn in one batch; more are drawn in several."""
+MOST_THREADS = 8
+"""Time steps drawn side by side on a CPU; each holds the network's activations of a batch."""
 
 
 class Downscaler:
@@ -162,17 +165,37 @@ def ensemble(
     keys = field.time_keys()[start:stop]
     sampler = {} if steps is None else {"steps": steps}
     out = np.empty((members, stop - start, *coarse.shape[1:2], *model.fine_grid.shape), np.float32)
-    for t, key in enumerate(keys):
+
+    def draw(t: int) -> None:
         for first in range(0, members, GROUP):
             group = range(first, min(first + GROUP, members))
             drawn = model.sample(
                 *(coarse[t : t + 1], clock[t : t + 1], len(group)),
-                generator=[keyed_generator(seed, member, int(key)) for member in group],
+                generator=[keyed_generator(seed, member, int(keys[t])) for member in group],
                 sampler=sampler,
                 conserve=conserve,
             )
             out[group.start : group.stop, t] = drawn[:, 0].cpu().numpy()
+
+    _side_by_side(draw, stop - start, place)
     return out
+
+
+def _side_by_side(draw: Callable[[int], None], count: int, place: str) -> None:
+    """Draw time steps, on a CPU in as many threads as torch has.
+
+    Networks this small gain little from threads within an operation, and lose much wherever
+    another process wants the same cores.
+    """
+    threads = torch.get_num_threads() if place == "cpu" else 1
+    pool = min(threads, MOST_THREADS, count)
+    if pool <= 1:
+        for t in range(count):
+            draw(t)
+        return
+    with ThreadPoolExecutor(pool, "draw", torch.set_num_threads, (threads // pool,)) as executor:
+        for _ in executor.map(draw, range(count)):
+            pass
 
 
 def read_coarse(model: DownscalingModel, field: Field, start: int, stop: int) -> np.ndarray:
@@ -184,7 +207,7 @@ def read_coarse(model: DownscalingModel, field: Field, start: int, stop: int) ->
         return field.read(start, stop)
     values = field.read(start, stop, allow_missing=True)
     values[..., ~has_data] = 0.0  # whatever there is, the model does not look at it
-    field._refuse_bad(values, start, False)
+    field.refuse_bad(values, start)
     return values
 
 

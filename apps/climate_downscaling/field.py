@@ -191,11 +191,22 @@ class Field:
                 f"damaged or was cut short ({_first_line(error)})"
             ) from error
         values = np.stack(arrays, axis=-3)
-        self._refuse_bad(values, start, allow_missing)
+        self.refuse_bad(values, start, allow_missing=allow_missing)
         return values
 
-    def _refuse_bad(self, values: np.ndarray, start: int, allow_missing: bool) -> None:
-        # One pass decides the usual case: the sum of |finite, moderate values| is finite.
+    def refuse_bad(
+        self, values: np.ndarray, start: int = 0, *, allow_missing: bool = False
+    ) -> None:
+        """Refuse values that are missing, or are undeclared fill values.
+
+        Args:
+            values: (..., T, V, H, W), of this field.
+            start: their first time step.
+            allow_missing: NaN is fine.
+
+        Raises:
+            AleatorError: there are such values; says which variable and when.
+        """
         for name, index in zip(self.names, range(values.shape[-3]), strict=True):
             channel = values[..., index, :, :]
             missing = np.isnan(channel)

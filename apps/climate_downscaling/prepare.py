@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
 
 from apps.climate_downscaling.config import Config, parse_config
 from apps.climate_downscaling.field import Field, Layout, Variable
@@ -101,13 +102,14 @@ def _write(prepared: Prepared, draft: Path, config: Config) -> None:
     part[prepared.train], part[prepared.test] = 0, 2
     title = prepared.fine.attributes.get("title", Path(prepared.fine.source).name)
     attributes = {MARK: json.dumps(config.to_dict()), "title": f"Prepared for training: {title}"}
-    xr.Dataset(attrs=attributes).to_zarr(draft, mode="w", zarr_format=2, consolidated=False)
+    xr.Dataset(attrs=attributes).to_zarr(draft, mode="w", zarr_format=2, consolidated=True)
     for group in ("fine", "coarse"):
         dataset = _dataset(getattr(prepared, group), part)
-        dataset.to_zarr(draft, group=group, mode="a", zarr_format=2, consolidated=False)
+        dataset.to_zarr(draft, group=group, mode="a", zarr_format=2, consolidated=True)
     _normaliser(draft).to_zarr(
-        draft, group="normaliser", mode="a", zarr_format=2, consolidated=False
+        draft, group="normaliser", mode="a", zarr_format=2, consolidated=True
     )
+    zarr.consolidate_metadata(str(draft), zarr_format=2)  # of all groups, for those who open all
 
 
 def _dataset(field: Field, part: np.ndarray) -> xr.Dataset:
@@ -138,7 +140,7 @@ def _normaliser(store: Path) -> xr.Dataset:
     """Mean and standard deviation of every cell over the training part."""
     found = {}
     for group in ("fine", "coarse"):
-        data = xr.open_zarr(store, group=group, consolidated=False)
+        data = xr.open_zarr(store, group=group)
         names = [name for name, array in data.data_vars.items() if "time" in array.dims]
         part = data[names].isel(time=np.flatnonzero(data["part"].values == 0))
         renamed = {"y": f"{group}_y", "x": f"{group}_x"}
@@ -149,7 +151,7 @@ def _normaliser(store: Path) -> xr.Dataset:
 
 
 def _read(source: str, group: str) -> Field:
-    data = xr.open_zarr(source, group=group, consolidated=False)
+    data = xr.open_zarr(source, group=group)
     facts = json.loads(data.attrs["field"])
     grid = Grid.from_dict(facts["grid"])
     statics = data[facts["statics"]].drop_vars(["y", "x"]).load()
