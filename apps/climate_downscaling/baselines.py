@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -264,9 +264,9 @@ def baselines(*, nonnegative: bool = False) -> dict[str, Baseline]:
         nonnegative: the variable is an amount (precipitation): nothing falls below zero, and
             mean errors are corrected by a factor.
     """
-    amount = {"nonnegative": nonnegative}
+    amount: dict[str, Any] = {"nonnegative": nonnegative}
 
-    def dressed(mean: Baseline, pick: Literal["random", "analogue"], **more: bool) -> Dressed:
+    def dressed(mean: Baseline, pick: Literal["random", "analogue"], **more: Any) -> Dressed:
         return Dressed(mean, pick, **amount, **more)
 
     return {

@@ -25,6 +25,8 @@ def coarsen(values: Any, factor: int, weights: Any = None, *, skipna: bool = Fal
         AleatorError: H or W is not a multiple of the factor.
     """
     refuse_partial_blocks(values.shape[-2:], factor)
+    xp: Any
+    wide: Any
     if isinstance(values, np.ndarray):
         xp, wide = np, values.astype(np.float64)
     else:

@@ -74,7 +74,8 @@ class _Header:
             self.name()
             lengths.append(self.count())
         self.attributes()
-        fixed, recorded = [], []
+        fixed: list[tuple[int, int]] = []
+        recorded: list[tuple[int, int]] = []
         for _ in range(self.entries()):
             self.name()
             shape = [lengths[self.count()] for _ in range(self.count())]

@@ -84,7 +84,7 @@ def baseline_rows(
         shown = names or SHOWN
         fine, block = prepared.arrays(prepared.train)
         fit_coarse, fit_fine = block[:, v], fine[:, v]
-    rows = []
+    rows: list[Row] = []
     for name in shown:
         method: Baseline = known[name].fit(fit_coarse, fit_fine)
         drawn = method.predict(coarse, members, keys(len(coarse)))

@@ -109,7 +109,7 @@ class Config:
 
 
 for _part in (SplitConfig, ResidualConfig, MeanConfig, FitConfig):
-    _part.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    setattr(_part, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010
 
 
 def read_config(
@@ -175,6 +175,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = _merge(below, value) if both else value
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            value = _merge(below, value)
+        merged[key] = value
     return merged

@@ -158,7 +158,7 @@ def _joined(paths: list[Path], where: str) -> xr.Dataset:
     """Files of different times or different variables as one dataset."""
     parts = [_open_path(path).chunk() for path in paths]
     try:
-        return xr.combine_by_coords(
+        joined = xr.combine_by_coords(
             parts,
             data_vars="minimal",
             coords="minimal",
@@ -166,6 +166,7 @@ def _joined(paths: list[Path], where: str) -> xr.Dataset:
             join="exact",
             combine_attrs="override",
         )
+        return joined if isinstance(joined, xr.Dataset) else joined.to_dataset()
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise AleatorError(f"{where}: these files do not belong together ({reason})") from error

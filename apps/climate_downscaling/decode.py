@@ -175,12 +175,13 @@ def with_grid(
     )
     if kind == "latlon" and np.abs(y).max() > 90.001:
         raise AleatorError(f"{where}: {y_dim} goes beyond 90 degrees: it is not a latitude")
-    two = (
-        dataset[name].transpose(y_dim, x_dim).values if name and kind == "projected" else None
-        for name in (lat, lon)
-    )
+    two: dict[str, Any] = {
+        key: dataset[name].transpose(y_dim, x_dim).values
+        for key, name in (("lat", lat), ("lon", lon))
+        if name and kind == "projected"
+    }
     try:
-        grid = Grid(y, x, *names, kind, units, *two, grid_mapping=mapping)
+        grid = Grid(y, x, *names, kind, units, **two, grid_mapping=mapping)
     except AleatorError as error:
         raise AleatorError(f"{where}: {error}") from error
     layout = Layout(
@@ -298,7 +299,8 @@ def _kept_coordinates(
                 kept.setdefault(str(key), squeezed)
     bounds = cf.attribute(dataset[time], "bounds")
     if (
-        bounds in dataset.variables
+        bounds is not None
+        and bounds in dataset.variables
         and dataset[bounds].dims[:1] == (time,)
         and dataset[bounds].dtype.kind in "MO"
     ):

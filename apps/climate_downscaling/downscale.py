@@ -83,9 +83,15 @@ class Downscaler:
             AleatorError: the input does not fit the model.
         """
         field = self.field(dataset, time_range)
-        options = {"members": members, "seed": seed, "steps": steps, "conserve": conserve}
         described = self.template(field, members)
-        drawn = ensemble(self.model, field, 0, len(field), device=self.device, **options)
+        drawn = ensemble(
+            *(self.model, field, 0, len(field)),
+            members=members,
+            seed=seed,
+            steps=steps,
+            conserve=conserve,
+            device=self.device,
+        )
         encoder = Encoder.of(field, self.model.fine_grid, self.model.variables)
         arrays = {**encoder(drawn), OOD: ood_scores(self.model, field, 0, len(field))}
         return described.assign(
@@ -218,6 +224,9 @@ def ood_scores(model: DownscalingModel, field: Field, start: int, stop: int) -> 
     return model.ood.score(standard).float().numpy()
 
 
+Loaded = tuple[DownscalingModel, Field, Encoder]
+
+
 class Job:
     """Rows of a downscaling job, for `core.streaming`: pickles small, loads on first use."""
 
@@ -242,21 +251,23 @@ class Job:
         """
         self.model, self.source, self.time_range = model, source, time_range
         self.device, self.threads, self.options = device, threads, options
-        self._loaded: tuple[DownscalingModel, Field, Encoder] | None = None
+        self._loaded: Loaded | None = None
 
-    def use(self, downscaler: Downscaler, field: Field) -> None:
+    def use(self, downscaler: Downscaler, field: Field) -> Loaded:
         """Work with what is open already."""
         model = downscaler.model
         self._loaded = model, field, Encoder.of(field, model.fine_grid, model.variables)
+        return self._loaded
+
+    def _load(self) -> Loaded:
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        downscaler = Downscaler.load(self.model, self.device)
+        return self.use(downscaler, open_input(downscaler, self.source, self.time_range)[0])
 
     def __call__(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
         """Name -> rows start:stop of that array of the output."""
-        if self._loaded is None:
-            if self.threads:
-                torch.set_num_threads(self.threads)
-            downscaler = Downscaler.load(self.model, self.device)
-            self.use(downscaler, open_input(downscaler, self.source, self.time_range)[0])
-        model, field, encoder = self._loaded
+        model, field, encoder = self._loaded or self._load()
         drawn = ensemble(model, field, start, stop, device=self.device, **self.options)
         return {**encoder(drawn), OOD: ood_scores(model, field, start, stop)}
 

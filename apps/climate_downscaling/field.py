@@ -247,7 +247,7 @@ class Field:
         space = {"y": y, "x": x}
         return dataclasses.replace(
             self,
-            data=self.data.isel(time=time, **space),
+            data=self.data.isel({"time": time, **space}),
             statics=self.statics.isel(space, missing_dims="ignore"),
             grid=self.grid.isel(y, x),
         )
@@ -302,8 +302,6 @@ class Field:
         elif np.ptp(shift) and not roll:  # the window crosses the seam of the file's longitudes
             shift[:] = -360.0 * np.round(grid.x.mean() / 360.0)
         index = {"y": _as_slice(rows), "x": _as_slice(columns)}
-        own = {"y_name": self.grid.y_name, "x_name": self.grid.x_name}
-        own |= {"grid_mapping": self.grid.grid_mapping or grid.grid_mapping}
         told = [
             (flip_y, "latitudes turned to the model's order"),
             (flip_x, "longitudes turned to the model's order"),
@@ -322,7 +320,12 @@ class Field:
             self,
             data=data,
             statics=self.statics.isel(index, missing_dims="ignore"),
-            grid=dataclasses.replace(grid, **own),
+            grid=dataclasses.replace(
+                grid,
+                y_name=self.grid.y_name,
+                x_name=self.grid.x_name,
+                grid_mapping=self.grid.grid_mapping or grid.grid_mapping,
+            ),
             layout=layout,
             notes=(*self.notes, *(text for happened, text in told if happened)),
         )

@@ -156,7 +156,8 @@ class Grid:
             rows = np.abs(np.diff(np.sin(np.deg2rad(self.bounds()[0])), axis=1)[:, 0])
         elif self.units == "1" and self.lat is not None and min(ny, nx) > 1:
             p = unit_vectors(self.lat, self.lon)  # cells of a curvilinear grid: |dp/di x dp/dj|
-            area = np.linalg.norm(np.cross(*np.gradient(p, axis=(1, 2)), axis=0), axis=0)
+            down, right = np.gradient(p, axis=(1, 2))
+            area = np.linalg.norm(np.cross(down, right, axis=0), axis=0)
             return area / area.mean()
         return np.broadcast_to((rows / rows.mean())[:, None], (ny, nx)).copy()
 

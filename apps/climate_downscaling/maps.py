@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STYLE = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 9,
@@ -153,12 +153,14 @@ def _tick(axes: Axes, grid: Grid) -> None:
         return
     axes.set_xticks([])  # degrees from a rotated pole would pass for degrees
     axes.set_yticks([])
-    if grid.lat is not None and grid.lon is not None and min(grid.shape) > 1:
+    if min(grid.shape) > 1:
         _graticule(axes, grid)
 
 
 def _graticule(axes: Axes, grid: Grid) -> None:
     """True parallels and meridians, named where they leave at the left and at the bottom."""
+    if grid.lat is None or grid.lon is None:
+        return
     lon = np.rad2deg(np.unwrap(np.unwrap(np.deg2rad(grid.lon), axis=1), axis=0))
     y, x = _to_edges(grid.y), _to_edges(grid.x)
     lat, lon = (_to_edges(_to_edges(v).T).T for v in (grid.lat, lon))

@@ -12,6 +12,7 @@ are too small, and an ensemble made from them is overconfident.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -115,7 +116,8 @@ class LocalRidge:
     def _rows(self, coarse: Tensor) -> Tensor:
         """Standardised predictors (G, B, P) of every coarse cell."""
         standard = (coarse - self.centres.to(coarse)) / self.scale.to(coarse)
-        near, _ = nearest_cells(*coarse.shape[-2:], self.weights.shape[1] // len(self.scale))
+        h, w = coarse.shape[-2:]
+        near, _ = nearest_cells(h, w, self.weights.shape[1] // len(self.scale))
         return _predictors(standard, near.to(coarse.device))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -182,17 +184,17 @@ def cross_fit(coarse: Tensor, fine: Tensor, config: MeanConfig) -> CrossFit:
             error = (fitted.predict(coarse[held_out]) - fine[held_out]) / spread
             errors[i] += error.double().square().mean() * len(held_out) / len(fine)
     length, strength = candidates[int(errors.argmin())]
-    chosen = {"length": length, "strength": strength, "base": config.base}
+    fit = functools.partial(LocalRidge.fit, length=length, strength=strength, base=config.base)
     mean, leverage = torch.empty_like(fine), torch.empty_like(coarse[:, 0])
     for train, held_out in folds:
-        fitted = LocalRidge.fit(coarse[train], fine[train], **chosen)
+        fitted = fit(coarse[train], fine[train])
         mean[held_out] = fitted.predict(coarse[held_out])
         leverage[held_out] = fitted.leverage(coarse[held_out])
     table = {
         f"L={length:g},a={strength:g}": float(error) ** 0.5
         for (length, strength), error in zip(candidates, errors, strict=True)
     }
-    return CrossFit(LocalRidge.fit(coarse, fine, **chosen), mean, leverage, table)
+    return CrossFit(fit(coarse, fine), mean, leverage, table)
 
 
 def _fit_path(

@@ -27,6 +27,7 @@ from apps.climate_downscaling.mean import LocalRidge, upsample
 from apps.climate_downscaling.ood import OutOfDistribution
 from apps.climate_downscaling.preprocessing import Transforms
 from core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from core.errors import AleatorError
 from core.model import GenerativeModel
 from core.random import Generators
 from core.registry import build
@@ -90,6 +91,17 @@ class DownscalingModel:
     def factor(self) -> int:
         """Fine cells per side of a coarse cell."""
         return self.config.factor
+
+    @property
+    def trained(self) -> GenerativeModel:
+        """The model of the residual.
+
+        Raises:
+            AleatorError: there is none yet.
+        """
+        if self.residual is None:
+            raise AleatorError("the model of the residual is not trained yet")
+        return self.residual
 
     def predictors(self, coarse: Tensor) -> Tensor:
         """Transformed coarse fields (B, V, h, w); cells without data stand at their mean."""
@@ -167,7 +179,7 @@ class DownscalingModel:
         x = self.predictors(coarse)
         mean = self.mean.predict(x)
         scale = self.uncertainty(x, mean)
-        drawn = self.residual.sample(
+        drawn = self.trained.sample(
             (members,),
             self.context(coarse, x, mean, scale, clock),
             sampler={**self.config.residual.sampler, **(sampler or {})},
@@ -212,7 +224,7 @@ class DownscalingModel:
         tensors = {name: getattr(self, name) for name in OWN}
         for name in ("mean", "dispersion", "ood"):
             tensors |= _prefixed(name, getattr(self, name).tensors())
-        tensors |= _prefixed("residual", self.residual.state_dict())
+        tensors |= _prefixed("residual", self.trained.state_dict())
         return save_checkpoint(
             folder, app=APP, config=config, tensors=tensors, card=card, data_fingerprint=data
         )
@@ -290,6 +302,6 @@ def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
-def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     start = prefix + "."
     return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}

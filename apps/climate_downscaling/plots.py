@@ -92,6 +92,9 @@ def draw_downscaled(
         save(sheet.figure, path)
 
 
+Box = tuple[float, float, float, float]
+
+
 class _Sheet:
     """Panels of one size in rows of up to three, laid out in inches so that nothing overlaps.
 
@@ -126,7 +129,7 @@ class _Sheet:
         left, top = LEFT / self.size[0], 1 - 0.14 / self.size[1]
         bold = self.figure.text(left, top, text, va="top", size=11, weight="bold")
         room = (self.size[0] - LEFT - 0.1) * self.figure.dpi
-        bold.set_size(11 * min(1.0, room / bold.get_window_extent().width))
+        bold.set_fontsize(11 * min(1.0, room / bold.get_window_extent().width))
         self.figure.text(left, top - 0.2 / self.size[1], note, va="top", size=8, color="0.35")
 
     def bar(self, image: Any, columns: int, first: int, text: str, extend: str) -> None:
@@ -142,7 +145,7 @@ class _Sheet:
     def _left(self, column: int) -> float:
         return LEFT + column * (self.width + GAP_X)
 
-    def _box(self, left: float, bottom: float, wide: float, high: float) -> tuple[float, ...]:
+    def _box(self, left: float, bottom: float, wide: float, high: float) -> Box:
         across, up = self.size
         return left / across, bottom / up, wide / across, high / up
 
@@ -226,8 +229,8 @@ def _draw_coverage(axes: Axes, found: Diagnosis) -> None:
     covered = found.covered()
     mean = covered.mean(0)
     axes.plot([0, 1], [0, 1], color=TRUTH, lw=0.8)
-    ranges = [interval(column, draws=400) for column in covered.T]
-    if all(i is not None for i in ranges):
+    ranges = [i for column in covered.T if (i := interval(column, draws=400)) is not None]
+    if len(ranges) == len(mean):
         errors = [
             [m - i.low for m, i in zip(mean, ranges, strict=True)],
             [i.high - m for m, i in zip(mean, ranges, strict=True)],

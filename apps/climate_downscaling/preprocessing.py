@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ class Transforms:
         for name in names:
             try:
                 if name == "pr":
-                    chosen.append(CensoredPower(**options.get(name, {})))
+                    chosen.append(CensoredPower(**dict[str, Any](options.get(name, {}))))
                 else:
                     below = QUANTITIES[name].nonnegative if name in QUANTITIES else False
                     chosen.append(Identity(below, **options.get(name, {})))

@@ -134,7 +134,9 @@ def shifted_views(prepared: Prepared, own: View, part: slice, count: int) -> lis
     )
     config = dataclasses.replace(own.model.config, mean=fixed)
     places = torch.linspace(1, factor**2 - 1, count).round().long().tolist()
-    return [fit_view(shifted(prepared, *divmod(p, factor), factor), config, part) for p in places]
+    return [
+        fit_view(shifted(prepared, p // factor, p % factor, factor), config, part) for p in places
+    ]
 
 
 def shifted(prepared: Prepared, dy: int, dx: int, factor: int) -> Prepared:

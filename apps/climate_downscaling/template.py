@@ -301,7 +301,7 @@ def _extras(field: Field) -> dict[str, xr.Variable]:
             values = values / np.timedelta64(1, "h")
             attrs["units"] = "h"
         # "hours" alone would read as a time span in xarray; CF says the same with "h"
-        attrs["units"] = _DURATIONS.get(attrs.get("units"), attrs.get("units"))
+        attrs["units"] = _DURATIONS.get(str(attrs.get("units")), attrs.get("units"))
         attrs = {k: v for k, v in attrs.items() if v is not None and k not in {"dtype", "bounds"}}
         dims = tuple(field.layout.time_name if d == "time" else d for d in coordinate.dims)
         plain = {"_FillValue": None} if values.dtype.kind == "f" else {}

@@ -53,7 +53,7 @@ def _decoded(
     """Dates of a coordinate of numbers, and of its bounds; None where they are no dates."""
     numbers = {"t": coordinate.variable}
     bounds = cf.attribute(coordinate, "bounds")
-    if bounds in dataset.variables:
+    if bounds is not None and bounds in dataset.variables:
         numbers[bounds] = dataset[bounds].variable
     try:
         dates = xr.decode_cf(xr.Dataset(numbers), decode_timedelta=False)
@@ -65,13 +65,12 @@ def _decoded(
 
 def whole_seconds(times: np.ndarray) -> np.ndarray:
     """Times of any shape without the round-off of hours or days counted in floating point."""
+    half, near = (datetime.timedelta(milliseconds=n) for n in (500, 1))
     if times.dtype.kind == "M":
-        half, near = np.timedelta64(500, "ms"), np.timedelta64(1, "ms")
-        whole = (times + half).astype("datetime64[s]").astype(times.dtype)
-    else:
-        half, near = (datetime.timedelta(milliseconds=n) for n in (500, 1))
-        whole = np.empty_like(times)
-        whole.flat = [(t + half).replace(microsecond=0) for t in times.flat]
+        whole = (times + np.timedelta64(half)).astype("datetime64[s]").astype(times.dtype)
+        return np.where(abs(times - whole) < np.timedelta64(near), whole, times)
+    whole = np.empty_like(times)
+    whole[...] = np.vectorize(lambda t: (t + half).replace(microsecond=0), otypes="O")(times)
     return np.where(abs(times - whole) < near, whole, times)
 
 
@@ -124,7 +123,9 @@ def time_encoding(times: np.ndarray, units: str | None, calendar: str) -> dict[s
     first, _, since = padded(units or "days since 1970-01-01").partition(" since ")
     plain = {"calendar": calendar, "_FillValue": None}
     for step in (first, "days", "hours", "minutes", "seconds"):
-        numbers, _, _ = encode_cf_datetime(times, f"{step} since {since}", calendar, np.float64)
+        numbers, _, _ = encode_cf_datetime(
+            times, f"{step} since {since}", calendar, np.dtype("f8")
+        )
         if (numbers == np.round(numbers)).all() and np.abs(numbers).max() < 2**31:
             return plain | {"units": f"{step} since {since}", "dtype": "int32"}
     return plain | {"units": f"seconds since {since}", "dtype": "float64"}

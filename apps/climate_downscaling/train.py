@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -119,7 +119,7 @@ def settle(config: Config, steps: int) -> Config:
     """With "auto" and None replaced by what they mean for this many training fields."""
     residual = config.residual
     if residual.context == "auto":
-        chosen = "coarse" if steps >= LONG_ENOUGH else "static"
+        chosen: Literal["coarse", "static"] = "coarse" if steps >= LONG_ENOUGH else "static"
         residual = dataclasses.replace(residual, context=chosen)
     if residual.mix is None:
         mix = 1.0 if residual.context == "static" else 0.0

@@ -97,7 +97,7 @@ def make(folder: Path, target: Path) -> xr.Dataset:
     )
     packed = {"zlib": True, "complevel": 9, "shuffle": True, "_FillValue": None}
     encoding: dict[str, dict] = {
-        name: {**packed, "chunksizes": (186, ROWS, COLUMNS)[-sample[name].ndim :]}
+        str(name): {**packed, "chunksizes": (186, ROWS, COLUMNS)[-sample[name].ndim :]}
         for name in sample.data_vars
     }
     encoding |= {name: {"_FillValue": None} for name in ("latitude", "longitude", "height")}
