@@ -91,8 +91,9 @@ def run(request: Request, say: Say = print) -> Path:
     say(f"wrote {request.output}: {request.members} members, model {downscaler.model.fingerprint}")
     _warn(output, field, say)
     if request.figure:
-        picture = _draw(output, downscaler, field, truth)
-        say(f"drew {os.path.relpath(picture)}")
+        picture = request.output.with_suffix(".png")
+        _draw(picture, output, downscaler, field, truth)
+        say(f"drew {picture}")
     if truth is not None:
         from apps.climate_downscaling.comparison import compare
 
@@ -158,12 +159,13 @@ def _warn(output: Path, field: Field, say: Say) -> None:
         )
 
 
-def _draw(output: Path, downscaler: Downscaler, field: Field, truth: Field | None) -> Path:
+def _draw(
+    picture: Path, output: Path, downscaler: Downscaler, field: Field, truth: Field | None
+) -> None:
     """OUT.png of the time step in the middle, first variable."""
     from apps.climate_downscaling.plots import draw_downscaled
 
     model, step = downscaler.model, len(field) // 2
-    picture = output.with_suffix(".png")
     with _open(output) as result:
         ood = float(result[OOD].values[step])
     members = open_field(output, model.names, ensemble=True)
@@ -182,7 +184,6 @@ def _draw(output: Path, downscaler: Downscaler, field: Field, truth: Field | Non
         time=show_time(field.times[step]),
         ood=ood,
     )
-    return picture
 
 
 def _at_time(truth: Field, field: Field, step: int) -> np.ndarray | None:
