@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
+from apps.climate_downscaling.data import sample_path
 from pipelines.climate import app
 
 SAMPLE_DAY = "2019-03-28:2019-03-28"
@@ -226,3 +228,33 @@ def test_workers_and_chunks_do_not_change_numbers(tmp_path):
         found[name] = xr.open_zarr(tmp_path / f"{name}.zarr")["tas"].values
     for values in found.values():
         np.testing.assert_allclose(values, found["one"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_training_follows_the_curve_of_one_that_was_not(tmp_path):
+    source = sample_path()
+    options = ("--variables", "tas", "--factor", 4, "--set", "split.validation_fraction=0")
+    for setting in ("steps=60", "log_every=1", "save_every=10"):
+        options += ("--set", f"fit.{setting}")
+    options += ("--set", "residual.model.net.channels=8")
+    run = command("train", source, "-o", tmp_path / "killed", *options)
+    curve = tmp_path / "killed" / "training" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and not (curve.exists() and _last_step(curve) >= 35):
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    assert 35 <= _last_step(curve) < 60
+    assert not (tmp_path / "killed" / "model.json").exists()
+    for name, extra in (("killed", ("--resume",)), ("whole", ())):
+        run = command("train", source, "-o", tmp_path / name, *options, *extra)
+        _, said = run.communicate(timeout=600)
+        assert run.returncode == 0, said
+    one, two = ((tmp_path / n / "metrics.jsonl").read_text() for n in ("killed", "whole"))
+    assert one == two
+    assert len(one.splitlines()) >= 60
+
+
+def _last_step(curve):
+    lines = curve.read_text().splitlines()[:-1]
+    return json.loads(lines[-1])["step"] if lines else 0
