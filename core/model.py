@@ -5,7 +5,8 @@ r"""The one contract: every family of models is a `GenerativeModel`.
     log_prob(x, context)  -> Density   ln p(x | context) in nats, and how far to trust it
 
 Shapes are batch first, event last: `x` is (B, \*E); samples are (\*S, B, \*E). A context is a
-tensor, or a mapping with any of the keys `field` (B, C, H, W), `vector` (B, D) and `label` (B,).
+tensor, or a mapping with any of the keys `field` (B, C, H, W), `vector` (B, D) and `label` (B,);
+models of counts know `library` (B,), too, the total that the means are shares of.
 Time runs from t = 0 (data) to t = 1 (noise).
 """
 
@@ -15,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,8 @@ class GenerativeModel(nn.Module, ABC):
 
     event_shape: torch.Size
     context_shape: torch.Size | None
+    takes_net: ClassVar[bool] = True
+    """Whether the first argument is the network that the config calls `net`."""
 
     @abstractmethod
     def loss(
