@@ -22,6 +22,7 @@ _PUBLIC = {
     "Posterior": "core.denoiser",
     "FitConfig": "core.training",
     "fit": "core.training",
+    "VAE": "core.vae",
     "load_checkpoint": "core.checkpoint",
     "save_checkpoint": "core.checkpoint",
 }
