@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from core.random import Generators
 
 Context = Tensor | Mapping[str, Tensor] | None
-DensityKind = Literal["exact", "unbiased", "lower_bound"]
+DensityKind = Literal["exact", "unbiased", "lower_bound", "estimate"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Density:
 
     Attributes:
         value: (B,) ln p(x | context), an unbiased estimate of it, or a lower bound on it.
-        kind: "exact" (up to the solver's tolerance), "unbiased" or "lower_bound".
+        kind: "exact" (up to the solver's tolerance), "unbiased", "lower_bound", or "estimate"
+            (consistent, but neither a bound nor unbiased).
         stderr: (B,) standard error of a Monte-Carlo `value`; None where nothing is random.
     """
 
