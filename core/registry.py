@@ -20,6 +20,8 @@ FAMILIES = {
     "diffusion": "core.diffusion.Diffusion",
     "energy": "core.energy.EnergyModel",
     "flow_matching": "core.flow_matching.FlowMatching",
+    "hierarchical_vae": "core.vae.BottomUpVAE",
+    "top_down_vae": "core.vae.TopDownVAE",
     "vae": "core.vae.VAE",
 }
 NETS = {

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from core.checks import check_examples
+from core.distributions import Law
 from core.errors import AleatorError
 from core.model import (
     Context,
@@ -130,6 +131,13 @@ class LatentModel(GenerativeModel):
             return {kind: context, "library": library}
         return {**(context or {}), "library": library}
 
+    def ramp(self, steps: int) -> float:
+        """From 0 to 1 over so many calls in training mode; each call counts as one step."""
+        fraction = min(1.0, int(self.step) / steps) if steps else 1.0
+        if self.training:
+            self.step += 1
+        return fraction
+
     def layout(
         self, shape: Sequence[int], context: Context
     ) -> tuple[int, Context, tuple[int, ...]]:
@@ -151,6 +159,20 @@ def importance_bound(log_w: Tensor) -> Density:
         return Density(value, "lower_bound")
     relative = (log_w - value[:, None]).exp()  # w / mean w
     return Density(value, "lower_bound", relative.std(1) / math.sqrt(draws))
+
+
+def check_sampler(sampler: Any, guidance: Any) -> None:
+    """Raise AleatorError for what `sample` of latent-variable models does not know."""
+    if guidance is not None or sampler not in (None, "data", "mean"):
+        raise AleatorError(
+            f"sampler={sampler!r}, guidance={guidance!r}: latent-variable models know the "
+            "samplers data and mean, and no guidance"
+        )
+
+
+def draw(law: Law, sampler: str | None, generator: Generators | None) -> Tensor:
+    """A draw of p(x | z), or with "mean" its mean."""
+    return law.mean if sampler == "mean" else law.sample(generator)
 
 
 def sum_event(value: Tensor, leading: int = 1) -> Tensor:

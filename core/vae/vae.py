@@ -22,7 +22,16 @@ from core.distributions import Law
 from core.errors import AleatorError
 from core.model import Context, Density, Loss
 from core.random import Generators, rand, randn
-from core.vae.base import LatentModel, make_net, repeat_context, repeat_rows, run_net, sum_event
+from core.vae.base import (
+    LatentModel,
+    check_sampler,
+    draw,
+    make_net,
+    repeat_context,
+    repeat_rows,
+    run_net,
+    sum_event,
+)
 from core.vae.likelihoods import Likelihood
 
 
@@ -100,20 +109,12 @@ class VAE(LatentModel):
         law = self.decode(q.mean + q.stddev * eps, context)
         reconstruction = -sum_event(law.log_prob(x))
         kl = kl_to_standard_normal(q)
-        beta = self._beta()
+        beta = self.ramp(self.warmup) * self.beta
         value = reconstruction + beta * free_bits(kl, self.free_bits)
         terms = {"reconstruction": reconstruction.detach(), "kl": kl.detach().sum(1)}
         terms["elbo"] = -(terms["reconstruction"] + terms["kl"])
         terms["beta"] = torch.full_like(terms["kl"], beta)
         return Loss(value, terms)
-
-    def _beta(self) -> float:
-        beta = self.beta
-        if self.warmup:
-            beta *= min(1.0, int(self.step) / self.warmup)
-        if self.training:
-            self.step += 1
-        return beta
 
     @torch.no_grad()
     def elbo(
@@ -209,16 +210,12 @@ class VAE(LatentModel):
             guidance: none is known for this family.
             generator: one stream, or prod(S) · B of them, S-major.
         """
-        if guidance is not None or sampler not in (None, "data", "mean"):
-            raise AleatorError(
-                f"sampler={sampler!r}, guidance={guidance!r}: a VAE knows the samplers data and "
-                "mean, and no guidance"
-            )
+        check_sampler(sampler, guidance)
         rows, repeated, leading = self.layout(shape, context)
         like = self.new()
         z = randn((rows, self.latent_dim), generator, device=like.device, dtype=like.dtype)
         law = self.decode(z, repeated)
-        x = law.mean if sampler == "mean" else law.sample(generator)
+        x = draw(law, sampler, generator)
         return x.reshape(*leading, *self.event_shape)
 
 
