@@ -162,7 +162,7 @@ class BottomUpVAE(HierarchicalVAE):
             likelihood: p(x | z_1).
             encoder: config of the networks z_{l-1} -> mean and log-variance of z_l (features of x
                 for l = 1), or the L networks.
-            decoder: config of the networks z_l -> p(x | z_1) and p(z_{l-1} | z_l), or the L of them.
+            decoder: config of the networks z_l -> p(x | z_1) and p(z_{l-1} | z_l), or all L.
             beta: weight of the divergences in the loss.
             level_bits: nats for each level below which its divergence is not reduced further.
             warmup: training steps over which β rises linearly from 0.
