@@ -20,11 +20,14 @@ FAMILIES = {
     "diffusion": "core.diffusion.Diffusion",
     "energy": "core.energy.EnergyModel",
     "flow_matching": "core.flow_matching.FlowMatching",
+    "latent_diffusion": "core.vae.LatentDiffusion",
+    "latent_flow_matching": "core.vae.LatentFlowMatching",
     "hierarchical_vae": "core.vae.BottomUpVAE",
     "top_down_vae": "core.vae.TopDownVAE",
     "vae": "core.vae.VAE",
 }
 NETS = {
+    "coder": "core.nets.Coder",
     "mlp": "core.nets.MLP",
     "unet": "core.nets.UNet",
 }

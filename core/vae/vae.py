@@ -83,9 +83,10 @@ class VAE(LatentModel):
     def encode(self, x: Tensor, context: Context = None) -> Independent:
         """q(z | x, context) of examples (B, *E): a diagonal Gaussian over (D,)."""
         self.check(x, context)
-        return self._encode(x, self.with_library(context, x))
+        return self.posterior_law(x, self.with_library(context, x))
 
-    def _encode(self, x: Tensor, context: Context) -> Independent:
+    def posterior_law(self, x: Tensor, context: Context) -> Independent:
+        """`encode` without checks; the context holds the library where one is needed."""
         output = run_net(self.encoder, self.likelihood.features(x), context)
         mean, log_variance = output.chunk(2, 1)
         scale = (0.5 * log_variance.clamp(-30.0, 30.0)).exp()
@@ -104,7 +105,7 @@ class VAE(LatentModel):
         """
         self.check(x, context)
         context = self.with_library(context, x)
-        q = self._encode(x, context)
+        q = self.posterior_law(x, context)
         eps = randn(q.mean.shape, generator, device=x.device, dtype=q.mean.dtype)
         law = self.decode(q.mean + q.stddev * eps, context)
         reconstruction = -sum_event(law.log_prob(x))
@@ -128,8 +129,8 @@ class VAE(LatentModel):
         """E_q ln p(x | z) - KL(q ‖ p), the KL in closed form; (B,) nats with standard error."""
         self.check(x, context)
         context = self.with_library(context, x)
-        q = self._encode(x, context)
-        log_p = self._log_likelihood(x, self._draws(q, draws, generator), context)
+        q = self.posterior_law(x, context)
+        log_p = self.log_likelihood(x, self._draws(q, draws, generator), context)
         value = log_p.mean(1) - kl_to_standard_normal(q).sum(1)
         stderr = log_p.std(1) / math.sqrt(draws) if draws > 1 else None
         return Density(value, "lower_bound", stderr)
@@ -138,9 +139,9 @@ class VAE(LatentModel):
         self, x: Tensor, context: Context, draws: int, generator: Generators | None
     ) -> Tensor:
         context = self.with_library(context, x)
-        q = self._encode(x, context)
+        q = self.posterior_law(x, context)
         z = self._draws(q, draws, generator)
-        return self._log_likelihood(x, z, context) + _log_ratio(z, q)
+        return self.log_likelihood(x, z, context) + _log_ratio(z, q)
 
     def _draws(self, q: Independent, draws: int, generator: Generators | None) -> Tensor:
         """Latents (B, draws, D) of q."""
@@ -148,7 +149,7 @@ class VAE(LatentModel):
         shape = (len(mean), draws, self.latent_dim)
         return mean + scale * randn(shape, generator, device=mean.device, dtype=mean.dtype)
 
-    def _log_likelihood(self, x: Tensor, z: Tensor, context: Context) -> Tensor:
+    def log_likelihood(self, x: Tensor, z: Tensor, context: Context) -> Tensor:
         """Log-likelihood ln p(x | z) of latents (B, K, D), (B, K)."""
         k = z.shape[1]
         law = self.decode(z.flatten(0, 1), repeat_context(context, k))
@@ -179,11 +180,11 @@ class VAE(LatentModel):
         """
         self.check(x, context)
         context = self.with_library(context, x)
-        q = self._encode(x, context)
+        q = self.posterior_law(x, context)
         draws = math.prod(shape)
         z = self._draws(q, draws * candidates, generator)
         if candidates > 1:
-            log_w = self._log_likelihood(x, z, context) + _log_ratio(z, q)
+            log_w = self.log_likelihood(x, z, context) + _log_ratio(z, q)
             share = log_w.reshape(len(x), draws, candidates).softmax(2).cumsum(2)
             u = rand((len(x), draws, 1), generator, device=z.device, dtype=z.dtype)
             chosen = (share < u * share[..., -1:]).sum(2, keepdim=True)[..., None]
