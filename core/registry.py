@@ -17,6 +17,7 @@ from core.errors import AleatorError
 from core.model import GenerativeModel
 
 FAMILIES = {
+    "consistency": "core.consistency.ConsistencyModel",
     "diffusion": "core.diffusion.Diffusion",
     "energy": "core.energy.EnergyModel",
     "flow_matching": "core.flow_matching.FlowMatching",

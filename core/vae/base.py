@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from core.checks import check_examples
-from core.distributions import Law
+from core.distributions import Gaussian, Law
 from core.errors import AleatorError
 from core.model import (
     Context,
@@ -50,6 +50,35 @@ class LatentModel(GenerativeModel):
         self.context_shape = None if context_shape is None else torch.Size(context_shape)
         self.likelihood = make_likelihood(likelihood, self.event_shape)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    @property
+    @abstractmethod
+    def latent_sizes(self) -> tuple[int, ...]:
+        """Lengths of z_1, z_2, ...: one for a plain VAE."""
+
+    @abstractmethod
+    def generate(self, context: Context, noise: Sequence[Tensor]) -> Law:
+        """p(x | z) for z drawn from the prior with given noise, each (N, D_l)."""
+
+    @property
+    def noise_dim(self) -> int:
+        """How many standard normal numbers make one example, where the likelihood is Gaussian."""
+        return sum(self.latent_sizes) + math.prod(self.event_shape)
+
+    def from_noise(self, u: Tensor, context: Context = None) -> Tensor:
+        """Examples (N, *E) as a differentiable function of standard normal u (N, noise_dim).
+
+        Raises:
+            AleatorError: the likelihood is not Gaussian.
+        """
+        *latents, eps = u.split([*self.latent_sizes, math.prod(self.event_shape)], 1)
+        law = self.generate(context, latents)
+        if not isinstance(law, Gaussian):
+            raise AleatorError(
+                f"a {type(law).__name__} likelihood has no continuous noise; a posterior given an "
+                "observation needs likelihood='gaussian'"
+            )
+        return law.mean + law.scale * eps.reshape(law.mean.shape)
 
     @abstractmethod
     def log_weights(

@@ -115,9 +115,10 @@ class HierarchicalVAE(LatentModel):
             for d in self.latent_dims
         ]
 
-    @abstractmethod
-    def generate(self, context: Context, noise: Sequence[Tensor]) -> Law:
-        """p(x | z) for z drawn from the prior with given noise, each (N, D_l)."""
+    @property
+    def latent_sizes(self) -> tuple[int, ...]:
+        """D_1 ... D_L."""
+        return self.latent_dims
 
     @torch.no_grad()
     def sample(

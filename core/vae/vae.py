@@ -96,6 +96,15 @@ class VAE(LatentModel):
         """p(x | z, context) for latents (N, D)."""
         return self.likelihood(run_net(self.decoder, z, context), self.library_of(context))
 
+    @property
+    def latent_sizes(self) -> tuple[int, ...]:
+        """(D,)."""
+        return (self.latent_dim,)
+
+    def generate(self, context: Context, noise: Sequence[Tensor]) -> Law:
+        """`decode` of standard normal noise (N, D): the only latent."""
+        return self.decode(noise[0], context)
+
     def loss(
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
     ) -> Loss:
