@@ -25,7 +25,10 @@ FAMILIES = {
     "latent_flow_matching": "core.vae.LatentFlowMatching",
     "hierarchical_vae": "core.vae.BottomUpVAE",
     "top_down_vae": "core.vae.TopDownVAE",
+    "joint_vae": "core.vae.JointVAE",
+    "self_supervised_vae": "core.vae.SelfSupervisedVAE",
     "vae": "core.vae.VAE",
+    "vq_vae": "core.vae.VQVAE",
 }
 NETS = {
     "coder": "core.nets.Coder",
