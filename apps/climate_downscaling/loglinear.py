@@ -17,7 +17,7 @@ from torch import Tensor
 LIMIT = 3.0
 """Features are held within ± LIMIT standard deviations: no extrapolation into the absurd."""
 
-_RIDGE, _NEWTON = 1e-3, 8
+_RIDGE, _NEWTON, _HALVINGS = 1e-3, 20, 30
 
 
 def standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +71,7 @@ def _chosen(error: Tensor, features: Tensor, folds: list[tuple[Tensor, Tensor]])
 
 
 def _maximum_likelihood(error: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """B (K,) and ln s_0 (H, W), by Newton's method; the problem is convex in (b, ln s_0).
+    """B (K,) and ln s_0 (H, W), by damped Newton steps; the problem is convex in (b, ln s_0).
 
     Cells have their own s_0: features enter as departures from what they are, on average, there.
     """
@@ -79,12 +79,24 @@ def _maximum_likelihood(error: Tensor, features: Tensor) -> tuple[Tensor, Tensor
     x = features.double()
     b = torch.zeros(x.shape[-1], dtype=torch.float64)
     ridge = _RIDGE * len(x) * x.shape[1] * x.shape[2] * torch.eye(len(b), dtype=torch.float64)
+
+    def profile(b: Tensor) -> tuple[Tensor, Tensor]:
+        """Level ln s_0, and minus the log-likelihood there, up to a constant."""
+        along = x @ b
+        log_scale = 0.5 * (e2 * torch.exp(-2 * along)).mean(0).clamp_min(1e-30).log()
+        return log_scale, along.sum() + len(x) * log_scale.sum() + 0.5 * b @ ridge @ b
+
+    log_scale, loss = profile(b)
     for _ in range(_NEWTON if len(b) else 0):
-        w = e2 * torch.exp(-2 * (x @ b))
-        w = w / w.mean(0, keepdim=True).clamp_min(1e-30)  # s_0 profiled out
+        w = e2 * torch.exp(-2 * (x @ b + log_scale))  # s_0 profiled out
         centred = x - (w[..., None] * x).mean(0, keepdim=True)
         gradient = (x * (1 - w)[..., None]).sum((0, 1, 2)) + ridge @ b
         hessian = 2 * torch.einsum("thwj,thw,thwk->jk", centred, w, centred) + ridge
-        b = b - torch.linalg.solve(hessian, gradient)
-    log_scale = 0.5 * (e2 * torch.exp(-2 * (x @ b))).mean(0).clamp_min(1e-30).log()
+        step = torch.linalg.solve(hessian, gradient)
+        for _ in range(_HALVINGS):
+            found, new = profile(b - step)
+            if new <= loss:
+                b, log_scale, loss = b - step, found, new
+                break
+            step = step / 2
     return b.to(features.dtype), log_scale.to(features.dtype)

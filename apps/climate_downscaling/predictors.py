@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from apps.climate_downscaling.data import Source, open_field, select_times
+from apps.climate_downscaling import cf
+from apps.climate_downscaling.data import Source, open_field, open_source, select_times
 from apps.climate_downscaling.field import Field, show_time
 from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.regrid import Bilinear
@@ -91,7 +92,7 @@ def open_predictors(
         where = ", ".join(field.source for field in fields)
         raise AleatorError(
             f"{where}: no variable {missing[0]}, which the model needs; "
-            f"there are {', '.join(found) or 'none that it knows'}"
+            f"there are {', '.join(found)}"
         )
     wanted = list(names) or list(found)
     grid = grid or fields[0].grid
@@ -160,18 +161,19 @@ def same_times(predictors: Field, fine: Field) -> tuple[Field, Field]:
 
 
 def _open(source: Source, names: Sequence[str]) -> Field:
-    field = open_field(source)
+    if names:
+        dataset, where = open_source(source)
+        names = [name for name in names if cf.fitting(dataset, name)]
+        if not names:
+            known = ", ".join(map(str, dataset.data_vars))
+            raise AleatorError(f"{where}: none of the model's predictors; it has {known}")
+    field = open_field(source, names or None)
     if field.members:
         raise AleatorError(
             f"{field.source}: an ensemble of {field.members} members; select one first, e.g. "
             "ncks -d member,0"
         )
-    if not names:
-        return field
-    kept = tuple(variable for variable in field.variables if variable.name in names)
-    return dataclasses.replace(
-        field, data=field.data[[variable.name for variable in kept]], variables=kept
-    )
+    return field
 
 
 def _day(field: Field) -> np.ndarray:
