@@ -18,6 +18,7 @@ from core.model import GenerativeModel
 
 FAMILIES = {
     "consistency": "core.consistency.ConsistencyModel",
+    "daed": "core.vae.DAED",
     "diffusion": "core.diffusion.Diffusion",
     "energy": "core.energy.EnergyModel",
     "flow_matching": "core.flow_matching.FlowMatching",

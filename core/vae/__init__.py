@@ -1,5 +1,6 @@
 """Latent-variable models: decoders p(x | z), amortised posteriors q(z | x), and their bounds."""
 
+from core.vae.daed import DAED
 from core.vae.hierarchical import BottomUpVAE, TopDownVAE
 from core.vae.joint import JointVAE
 from core.vae.latent import LatentDiffusion, LatentFlowMatching, LearnedPrior
@@ -9,6 +10,7 @@ from core.vae.vae import VAE
 from core.vae.vq import VQVAE
 
 __all__ = [
+    "DAED",
     "VAE",
     "VQVAE",
     "BottomUpVAE",
