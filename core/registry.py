@@ -33,7 +33,9 @@ FAMILIES = {
 }
 NETS = {
     "coder": "core.nets.Coder",
+    "dit": "core.nets.DiT",
     "mlp": "core.nets.MLP",
+    "set_transformer": "core.nets.SetTransformer",
     "unet": "core.nets.UNet",
 }
 
