@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.errors import AleatorError
+from core.inference import methods
 from core.model import GenerativeModel
-from core.posterior import methods
 from core.registry import FAMILIES, build
 
 VERBS = ("loss", "sample", "log_prob", "denoise", "encode", "posterior")

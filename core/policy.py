@@ -204,7 +204,7 @@ class Regression(GenerativeModel):
 
         self.event_shape = torch.Size(event_shape)
         self.context_shape = torch.Size(context_shape)
-        self.net = make_net(net, tuple(context_shape), tuple(event_shape))
+        self.net = make_net(net, tuple(context_shape), tuple(event_shape), awake=False)
 
     def mean(self, context: Context) -> Tensor:
         """Mean actions (B, *E) of a context vector (B, D)."""

@@ -197,7 +197,7 @@ class StructuredModel(GenerativeModel):
         if context_shape is not None:
             from core.vae.base import make_net
 
-            self.net = make_net(scores, tuple(context_shape), tuple(event_shape))
+            self.net = make_net(scores, tuple(context_shape), tuple(event_shape), awake=False)
 
     def scores(self, context: Context, batch: int) -> Tensor:
         """Scores (B, N, N) of a context.

@@ -252,8 +252,14 @@ def make_net(
     net: nn.Module | Mapping[str, Any] | None,
     inside: Sequence[int],
     outside: Sequence[int],
+    *,
+    awake: bool = True,
 ) -> nn.Module:
     """An encoder or decoder from `inside` to `outside`: given, or built from its config.
+
+    A network that is built here puts out small numbers at first, not zeros: of an encoder and a
+    decoder that both start at zero neither has a gradient to the other, and the latent is idle
+    for long, if not for good. With `awake=False` it puts out zeros.
 
     Raises:
         AleatorError: unknown network or option.
@@ -262,7 +268,12 @@ def make_net(
         return net
     from core.registry import build_net
 
-    return build_net({"name": "mlp", "out_shape": tuple(outside), **(net or {})}, tuple(inside))
+    config = {"name": "mlp", "out_shape": tuple(outside), **(net or {})}
+    built = build_net(config, tuple(inside))
+    last = getattr(built, "last", None)
+    if awake and isinstance(last, nn.Linear | nn.Conv2d):
+        nn.init.normal_(last.weight, std=1 / math.sqrt(last.weight[0].numel()))
+    return built
 
 
 def run_net(net: nn.Module, x: Tensor, context: Context) -> Tensor:

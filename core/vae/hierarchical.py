@@ -11,7 +11,6 @@ Child (2021) arXiv:2011.10650; Kingma et al. (2021) arXiv:2107.00630.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -195,10 +194,10 @@ class _Level(nn.Module):
 
     def __init__(self, width: int, dim: int, net: Mapping[str, Any] | None) -> None:
         super().__init__()
-        self.prior = make_net(net, (width,), (2 * dim,))
-        self.posterior = make_net(net, (2 * width,), (2 * dim,))
+        self.prior = make_net(net, (width,), (2 * dim,), awake=False)
+        self.posterior = make_net(net, (2 * width,), (2 * dim,), awake=False)
         self.inject = nn.Linear(dim, width)
-        self.mix = make_net(net, (width,), (width,))
+        self.mix = make_net(net, (width,), (width,), awake=False)
 
     def after(self, h: Tensor, z: Tensor, context: Context) -> Tensor:
         h = h + self.inject(z)
@@ -249,11 +248,10 @@ class TopDownVAE(HierarchicalVAE):
         self.decoder = make_net(decoder, (width,), (self.likelihood.outputs * e[0], *e[1:]))
         self.levels = nn.ModuleList(_Level(width, d, level) for d in self.latent_dims)
         self.up = nn.ModuleList(
-            make_net(level, (width,), (width,)) for _ in range(len(self.latent_dims) - 1)
+            make_net(level, (width,), (width,), awake=False)
+            for _ in range(len(self.latent_dims) - 1)
         )
         self.top = nn.Parameter(torch.zeros(width))
-        for net in (self.encoder, self.decoder):
-            _wake(net)
 
     def forward(self, x: Tensor, context: Context, noise: Sequence[Tensor]) -> Pass:  # noqa: D102
         features = [run_net(self.encoder, self.likelihood.features(x), context)]
@@ -301,10 +299,3 @@ def _gaussian(output: Tensor) -> Gaussian:
 def _kl(q: Gaussian, p: Gaussian) -> Tensor:
     ratio = (q.scale / p.scale).square()
     return 0.5 * (((q.mean - p.mean) / p.scale).square() + ratio - 1 - ratio.log())
-
-
-def _wake(net: nn.Module) -> None:
-    """Give a last layer that starts at zero small weights: two in a row would never learn."""
-    last = getattr(net, "last", None)
-    if isinstance(last, nn.Linear):
-        nn.init.normal_(last.weight, std=0.1 / math.sqrt(last.in_features))

@@ -5,8 +5,8 @@ import torch
 
 from core.contract import EVENTS, NEEDED, VERBS, matrix, supports, table
 from core.errors import AleatorError, Unsupported
+from core.inference import posterior
 from core.operators import Linear
-from core.posterior import posterior
 from core.random import keyed_generator
 from core.registry import FAMILIES, build
 

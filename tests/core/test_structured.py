@@ -8,7 +8,7 @@ import torch
 
 from core import build
 from core.errors import AleatorError
-from core.posterior import posterior
+from core.inference import posterior
 from core.random import keyed_generator
 from core.structured import (
     matching_log_partition,

@@ -11,9 +11,9 @@ from core import build
 from core.energy import EnergyModel
 from core.errors import AleatorError
 from core.flow_matching import FlowMatching
+from core.inference import posterior
 from core.model import GenerativeModel
 from core.operators import AveragePool
-from core.posterior import posterior
 from core.random import keyed_generator
 from core.vae import VAE, BottomUpVAE, LatentDiffusion, LatentFlowMatching, TopDownVAE
 from core.vae.likelihoods import GaussianLikelihood
