@@ -17,8 +17,14 @@ from core.errors import AleatorError
 from core.model import GenerativeModel
 
 FAMILIES = {
+    "cnf": "core.flows.CNF",
     "diffusion": "core.diffusion.Diffusion",
     "flow_matching": "core.flow_matching.FlowMatching",
+    "glow": "core.flows.Glow",
+    "maf": "core.flows.MAF",
+    "nsf": "core.flows.NSF",
+    "real_nvp": "core.flows.RealNVP",
+    "residual_flow": "core.flows.ResidualFlow",
 }
 NETS = {
     "mlp": "core.nets.MLP",
@@ -44,6 +50,8 @@ def build(config: Mapping[str, Any]) -> GenerativeModel:
     if "event_shape" not in options:
         raise AleatorError("model config: event_shape is missing")
     event_shape = tuple(options.pop("event_shape"))
+    if "net" not in _options(family):
+        return _call("family", family, options, event_shape)
     net = build_net(options.pop("net", {}), event_shape, options.get("learned_variance", False))
     return _call("family", family, options, net, event_shape)
 
@@ -67,14 +75,23 @@ def _look_up(kind: str, name: Any, known: Mapping[str, str]) -> Any:
 
 
 def _call(kind: str, function: Any, options: dict[str, Any], *positional: Any) -> Any:
-    known: set[str] = set()
-    for owner in inspect.getmro(function):  # options that a subclass passes on
-        if "__init__" in vars(owner) and owner not in (nn.Module, object):
-            known |= set(inspect.signature(vars(owner)["__init__"]).parameters)
-    known -= {"self", "options"}
+    known = _options(function)
     if unknown := set(options) - known:
         raise AleatorError(
             f"{kind} {function.__name__} has no option {sorted(unknown)[0]!r}; "
             f"it has {', '.join(sorted(known))}"
         )
     return function(*positional, **options)
+
+
+def _options(function: Any) -> set[str]:
+    """Parameters of a class, with those that it passes on in `**options`."""
+    known: set[str] = set()
+    for owner in inspect.getmro(function):
+        if "__init__" not in vars(owner) or owner in (nn.Module, object):
+            continue
+        parameters = inspect.signature(vars(owner)["__init__"]).parameters
+        known |= set(parameters)
+        if "options" not in parameters:
+            break
+    return known - {"self", "options"}
