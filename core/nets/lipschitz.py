@@ -56,7 +56,9 @@ class _Spectral(nn.Module, ABC):
     weight: nn.Parameter
     bias: nn.Parameter
 
-    def __init__(self, shape: Sequence[int], outputs: int, out_shape: Sequence[int], bound: float):
+    def __init__(
+        self, shape: Sequence[int], outputs: int, out_shape: Sequence[int], bound: float
+    ) -> None:
         super().__init__()
         self.bound = bound
         self.weight = nn.Parameter(torch.empty(*shape))

@@ -10,6 +10,7 @@ Reference: Germain et al. (2015) arXiv:1502.03509.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +39,9 @@ class MADE(nn.Module):
         degrees += [first + torch.arange(n) * span // n for n in hidden]
         degrees.append(torch.arange(features).repeat_interleave(size))
         sizes = [features, *hidden, features * size]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)
-        )
-        for i, (source, target) in enumerate(zip(degrees, degrees[1:], strict=False)):
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        self.layers = nn.ModuleList(layers)
+        for i, (source, target) in enumerate(pairwise(degrees)):
             mask = (target[:, None] >= source).to(torch.get_default_dtype())
             self.register_buffer(f"mask_{i}", mask, persistent=False)
         # ends[l][i]: how many units of layer l (0: the input) have degree <= i.
@@ -54,20 +54,22 @@ class MADE(nn.Module):
             self.context_in = nn.Linear(context_dim, sizes[1], bias=False)
             self.context_out = nn.Linear(context_dim, sizes[-1], bias=False)
         with torch.no_grad():
-            self.layers[-1].weight.mul_(0.1)
-            self.layers[-1].bias.zero_()
+            layers[-1].weight.mul_(0.1)
+            layers[-1].bias.zero_()
             if self.context_out is not None:
                 self.context_out.weight.mul_(0.1)
 
-    def weights(self) -> list[Tensor]:
-        """The masked weights of the layers."""
-        return [layer.weight * self.get_buffer(f"mask_{i}") for i, layer in enumerate(self.layers)]
+    def linear(self) -> list[tuple[Tensor, Tensor]]:
+        """Masked weight and bias of each layer."""
+        masks = [self.get_buffer(f"mask_{i}") for i in range(len(self.layers))]
+        layers: list[nn.Linear] = list(self.layers)  # type: ignore[arg-type]
+        return [(i.weight * mask, i.bias) for i, mask in zip(layers, masks, strict=True)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(B, D) and (B, context_dim) -> (B, D, size)."""
         h, last = x, len(self.layers) - 1
-        for i, (layer, weight) in enumerate(zip(self.layers, self.weights(), strict=True)):
-            h = F.linear(h, weight, layer.bias)
+        for i, (weight, bias) in enumerate(self.linear()):
+            h = F.linear(h, weight, bias)
             if i == 0 and self.context_in is not None:
                 h = h + self.context_in(context)
             if i < last:
@@ -88,8 +90,8 @@ class FeatureByFeature:
         """`like`: (B, ...) tells batch size, dtype and device; `context`: (B, context_dim)."""
         self.net = net
         self.grad = torch.is_grad_enabled()
-        self.weights = net.weights()
-        self.biases = [layer.bias[:, None] for layer in net.layers]
+        self.weights, biases = zip(*net.linear(), strict=True)
+        self.biases = [bias[:, None] for bias in biases]
         self.context_in = self.context_out = None
         if net.context_in is not None and net.context_out is not None:
             assert context is not None

@@ -66,7 +66,7 @@ def odeint_adjoint(
     Raises:
         AleatorError: as `odeint`; in the backward pass too.
     """
-    return _Adjoint.apply(field, y, start, end, solver, *leaves)  # type: ignore[no-any-return]
+    return _Adjoint.apply(field, y, start, end, solver, *leaves)
 
 
 class _Adjoint(torch.autograd.Function):

@@ -9,6 +9,7 @@ References: Dinh et al. (2017) arXiv:1605.08803; Kingma and Dhariwal (2018) arXi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -72,12 +73,11 @@ class CouplingMLP(nn.Module):
         super().__init__()
         self.conditions = conditions
         sizes = [inputs + conditions.size, *hidden, outputs]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)
-        )
+        layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+        self.layers = nn.ModuleList(layers)
         with torch.no_grad():
-            self.layers[-1].weight.mul_(0.1)
-            self.layers[-1].bias.zero_()
+            layers[-1].weight.mul_(0.1)
+            layers[-1].bias.zero_()
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         """Evaluate."""

@@ -51,9 +51,9 @@ class Monotone(Univariate):
         self.register_buffer("nodes", _tensor(points + 1) / 2, persistent=False)
         self.register_buffer("weights", _tensor(weights) / 2, persistent=False)
 
-    def _apply(self, fn: object, recurse: bool = True) -> Monotone:  # type: ignore[override]
+    def _apply(self, fn: object, recurse: bool = True) -> Monotone:
         """Recompute the nodes when the precision changes: rounded ones would stay rounded."""
-        super()._apply(fn, recurse)  # type: ignore[arg-type]
+        super()._apply(fn, recurse)
         points, weights = np.polynomial.legendre.leggauss(len(self.nodes))
         self.nodes = _tensor(points + 1).to(self.nodes) / 2
         self.weights = _tensor(weights).to(self.weights) / 2

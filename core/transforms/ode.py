@@ -132,7 +132,7 @@ class ODE(Transform):
         if not torch.is_grad_enabled() or self.gradient == "direct":
             state = odeint(field, state, start, end, **self.solver)
         else:
-            leaves = [p for p in self.net.parameters() if p.requires_grad]
+            leaves: list[Tensor] = [p for p in self.net.parameters() if p.requires_grad]
             leaves += [c for c in _tensors(context) if c.requires_grad]
             if self.gradient == "adjoint":
                 state = odeint_adjoint(field, state, start, end, leaves, **self.solver)
