@@ -47,16 +47,15 @@ class Monotone(Univariate):
         with torch.no_grad():
             self.last.weight.mul_(0.1)
             self.last.bias.fill_(math.log(math.expm1(1 - _SMALLEST)))
-        points, weights = np.polynomial.legendre.leggauss(nodes)
-        self.register_buffer("nodes", _tensor(points + 1) / 2, persistent=False)
-        self.register_buffer("weights", _tensor(weights) / 2, persistent=False)
+        dtype = torch.get_default_dtype()
+        for name, values in zip(("nodes", "weights"), _gauss(nodes), strict=True):
+            self.register_buffer(name, values.to(dtype), persistent=False)
 
     def _apply(self, fn: object, recurse: bool = True) -> Monotone:
-        """Recompute the nodes when the precision changes: rounded ones would stay rounded."""
+        """Take the nodes anew when the precision changes: rounded ones would stay rounded."""
         super()._apply(fn, recurse)
-        points, weights = np.polynomial.legendre.leggauss(len(self.nodes))
-        self.nodes = _tensor(points + 1).to(self.nodes) / 2
-        self.weights = _tensor(weights).to(self.weights) / 2
+        nodes, weights = _gauss(len(self.nodes))
+        self.nodes, self.weights = nodes.to(self.nodes), weights.to(self.weights)
         return self
 
     def slope(self, t: Tensor, h: Tensor) -> Tensor:
@@ -121,5 +120,7 @@ class Monotone(Univariate):
         )
 
 
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64).to(torch.get_default_dtype())
+def _gauss(nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss–Legendre quadrature on [0, 1], in double precision."""
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    return torch.as_tensor(points + 1) / 2, torch.as_tensor(weights) / 2

@@ -50,8 +50,20 @@ class RationalQuadratic(Univariate):
         self.size = 3 * bins - 1
         self.rest = 2 * bound * (1 - bins * min_bin)  # what the softmax shares out
         self.slope_offset = math.log(math.expm1(1 - min_slope))  # a parameter of 0 is slope 1
-        steps = 2 * bound * min_bin * torch.arange(1, bins + 1) - bound
+        self.min_bin = min_bin
+        steps = self._steps().to(torch.get_default_dtype())
         self.register_buffer("steps", steps, persistent=False)
+
+    def _steps(self) -> Tensor:
+        """Where the right ends of bins of the smallest width would be, in double precision."""
+        count = torch.arange(1, self.bins + 1, dtype=torch.float64)
+        return 2 * self.bound * self.min_bin * count - self.bound
+
+    def _apply(self, fn: object, recurse: bool = True) -> RationalQuadratic:
+        """Take the steps anew when the precision changes: rounded ones would stay rounded."""
+        super()._apply(fn, recurse)
+        self.steps = self._steps().to(self.steps)
+        return self
 
     def _corners(self, value: Tensor, theta: Tensor, axis: int) -> tuple[Tensor, ...]:
         """x_0, w, y_0, h, d_0, d_1 of the bin in which `value` is, along axis 0 (x) or 1 (y)."""
