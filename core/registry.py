@@ -19,12 +19,14 @@ from core.model import GenerativeModel
 FAMILIES = {
     "cnf": "core.flows.CNF",
     "diffusion": "core.diffusion.Diffusion",
+    "energy": "core.energy.EnergyModel",
     "flow_matching": "core.flow_matching.FlowMatching",
     "glow": "core.flows.Glow",
     "maf": "core.flows.MAF",
     "nsf": "core.flows.NSF",
     "real_nvp": "core.flows.RealNVP",
     "residual_flow": "core.flows.ResidualFlow",
+    "vae": "core.vae.VAE",
 }
 NETS = {
     "mlp": "core.nets.MLP",
@@ -50,7 +52,7 @@ def build(config: Mapping[str, Any]) -> GenerativeModel:
     if "event_shape" not in options:
         raise AleatorError("model config: event_shape is missing")
     event_shape = tuple(options.pop("event_shape"))
-    if "net" not in _options(family):
+    if not family.takes_net:  # it has several, under other names
         return _call("family", family, options, event_shape)
     net = build_net(options.pop("net", {}), event_shape, options.get("learned_variance", False))
     return _call("family", family, options, net, event_shape)

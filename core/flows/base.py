@@ -34,6 +34,8 @@ from core.transforms.base import Transform
 class Flow(GenerativeModel):
     """A transform from data to flat standard normal noise; presets are in the other modules."""
 
+    takes_net = False
+
     def __init__(
         self,
         transform: Transform,

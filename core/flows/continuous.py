@@ -24,6 +24,8 @@ from core.transforms.ode import Gradient, Trace
 class CNF(Flow):
     """The flow of a velocity network."""
 
+    takes_net = True
+
     def __init__(
         self,
         net: nn.Module,
