@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 class MADE(nn.Module):
-    """Masked perceptron, (B, D) -> (B, D, size)."""
+    """Masked perceptron, (B, D) -> (size, B, D)."""
 
     def __init__(
         self, features: int, size: int, *, context_dim: int = 0, hidden: Sequence[int] = (64, 64)
@@ -37,7 +37,7 @@ class MADE(nn.Module):
         span = max(features - first, 1)
         degrees = [torch.arange(1, features + 1)]
         degrees += [first + torch.arange(n) * span // n for n in hidden]
-        degrees.append(torch.arange(features).repeat_interleave(size))
+        degrees.append(torch.arange(features).repeat(size))
         sizes = [features, *hidden, features * size]
         layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
         self.layers = nn.ModuleList(layers)
@@ -66,17 +66,17 @@ class MADE(nn.Module):
         return [(i.weight * mask, i.bias) for i, mask in zip(layers, masks, strict=True)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, D) and (B, context_dim) -> (B, D, size)."""
-        h, last = x, len(self.layers) - 1
+        """(B, D) and (B, context_dim) -> (size, B, D); features come before the batch in memory."""
+        h, last = x.T, len(self.layers) - 1
         for i, (weight, bias) in enumerate(self.linear()):
-            h = F.linear(h, weight, bias)
+            h = torch.addmm(bias[:, None], weight, h)
             if i == 0 and self.context_in is not None:
-                h = h + self.context_in(context)
+                h = h + self.context_in(context).T
             if i < last:
                 h = F.relu(h)
         if self.context_out is not None:
-            h = h + self.context_out(context)
-        return h.reshape(len(x), self.features, self.size)
+            h = h + self.context_out(context).T
+        return h.reshape(self.size, self.features, len(x)).mT
 
 
 class FeatureByFeature:
@@ -92,6 +92,7 @@ class FeatureByFeature:
         self.grad = torch.is_grad_enabled()
         self.weights, biases = zip(*net.linear(), strict=True)
         self.biases = [bias[:, None] for bias in biases]
+        self.shape = (net.size, net.features)
         self.context_in = self.context_out = None
         if net.context_in is not None and net.context_out is not None:
             assert context is not None
@@ -105,7 +106,7 @@ class FeatureByFeature:
         self._store(0, i, x[None])
 
     def outputs(self, i: int) -> Tensor:
-        """(B, size) outputs for feature i."""
+        """(size, B) outputs for feature i."""
         ends, last = self.net.ends, len(self.weights) - 1
         for layer in range(last):
             start = ends[layer + 1][i - 1] if i else 0
@@ -114,8 +115,10 @@ class FeatureByFeature:
                 rows = slice(start, end)
                 extra = self.context_in if layer == 0 else None
                 self._store(layer + 1, start, F.relu(self._affine(layer, rows, seen, extra)))
-        rows = slice(i * self.net.size, (i + 1) * self.net.size)
-        return self._affine(last, rows, ends[last][i], self.context_out).T
+        seen = ends[last][i]
+        weight = self.weights[last].unflatten(0, self.shape)[:, i, :seen]
+        extra = self.biases[last] if self.context_out is None else self.context_out
+        return torch.addmm(extra.unflatten(0, self.shape)[:, i], weight, self.known[last][:seen])
 
     def _affine(self, layer: int, rows: slice, seen: int, extra: Tensor | None) -> Tensor:
         bias = (self.biases[layer] if extra is None else extra)[rows]

@@ -9,7 +9,7 @@ from core.transforms.monotone import Monotone
 from core.transforms.multiscale import Split, Squeeze
 from core.transforms.ode import ODE
 from core.transforms.residual import Residual
-from core.transforms.spline import RationalQuadratic
+from core.transforms.spline import RationalQuadratic, compile_splines
 
 __all__ = [
     "ODE",
@@ -32,4 +32,5 @@ __all__ = [
     "Squeeze",
     "Transform",
     "Univariate",
+    "compile_splines",
 ]

@@ -31,11 +31,11 @@ class Univariate(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Y and ln dy/dx, each (...), of x (...) with parameters (..., size)."""
+        """Y and ln dy/dx, each (B, ...), of x (B, ...) with parameters (size, B, ...)."""
 
     @abstractmethod
     def inverse(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """X and ln dx/dy, each (...), of y (...) with parameters (..., size)."""
+        """X and ln dx/dy, each (B, ...), of y (B, ...) with parameters (size, B, ...)."""
 
 
 class Affine(Univariate):
@@ -49,7 +49,7 @@ class Affine(Univariate):
         self.max_log_scale = max_log_scale
 
     def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        shift, raw = theta.unbind(-1)
+        shift, raw = theta.unbind(0)
         return shift, raw / (1 + raw.abs() / self.max_log_scale)
 
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,15 +81,16 @@ class Elementwise(Transform):
         self.conditions = conditions or Conditions()
         self.event_shape = tuple(event_shape)
         count = math.prod(event_shape) * univariate.size
-        self.theta = nn.Parameter(torch.zeros(*event_shape, univariate.size))
+        self.theta = nn.Parameter(torch.zeros(univariate.size, *event_shape))
         self.linear = nn.Linear(self.conditions.size, count) if self.conditions.size else None
 
     def _theta(self, x: Tensor, context: Context) -> Tensor:
         check_channels(x, self.event_shape[0], "this elementwise transform")
         if self.linear is None:
-            return self.theta.expand(len(x), *self.theta.shape)
+            return self.theta[:, None].expand(-1, len(x), *self.event_shape)
         shift = self.linear(self.conditions.vector(context, x))
-        return self.theta + shift.reshape(len(x), *self.theta.shape)
+        shift = shift.reshape(len(x), *self.theta.shape).movedim(1, 0)
+        return self.theta[:, None] + shift
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Data to noise."""

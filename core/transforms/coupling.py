@@ -30,7 +30,7 @@ class Coupling(Transform):
 
         Args:
             univariate: the family of functions.
-            net: (x_a, context) -> ((features - features // 2) * univariate.size, ...), e.g. a
+            net: (x_a, context) -> (univariate.size * (features - features // 2), ...), e.g. a
                 `CouplingMLP` or a `CouplingConv`.
             features: length of the first axis; the first half of it (rounded down) stays.
 
@@ -45,8 +45,8 @@ class Coupling(Transform):
 
     def _theta(self, kept: Tensor, context: Context) -> Tensor:
         theta = self.net(kept, context)
-        theta = theta.unflatten(1, (self.features - self.kept, self.univariate.size))
-        return theta.movedim(2, -1)
+        theta = theta.unflatten(1, (self.univariate.size, self.features - self.kept))
+        return theta.movedim(1, 0)
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Data to noise."""
@@ -82,10 +82,12 @@ class CouplingMLP(nn.Module):
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         """Evaluate."""
         vector = self.conditions.vector(context, x)
-        h = x if vector is None else torch.cat([x, vector], 1)
-        for layer in self.layers[:-1]:
-            h = F.relu(layer(h))
-        return self.layers[-1](h)
+        h = (x if vector is None else torch.cat([x, vector], 1)).T
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):  # features first, as the splines want them
+            h = torch.addmm(layer.bias[:, None], layer.weight, h)  # type: ignore[index]
+            h = h if i == last else F.relu(h)
+        return h.T
 
 
 class CouplingConv(nn.Module):

@@ -83,7 +83,7 @@ class PLUConvolution(Transform):
             )
         permutation, lower, upper = torch.linalg.lu(weight.double())
         scale = upper.diagonal()
-        if (scale.abs() < 1e-12 * weight.double().abs().max()).any():
+        if (scale.abs() <= 1e-12 * weight.double().abs().max()).any():
             raise AleatorError("this 1x1 weight is singular: it has no inverse, hence no density")
         # (P z)_i = z_{order(i)}
         self.register_buffer("order", permutation.argmax(1))

@@ -73,7 +73,7 @@ class Monotone(Univariate):
 
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Data to noise."""
-        h, offset = theta[..., 1:], theta[..., 0]
+        h, offset = theta[1:].movedim(0, -1), theta[0]
         return self._value(x, h, offset), self.slope(x, h).log()
 
     def inverse(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ class Monotone(Univariate):
         Raises:
             AleatorError: no convergence.
         """
-        h, offset = theta[..., 1:], theta[..., 0]
+        h, offset = theta[1:].movedim(0, -1), theta[0]
         with torch.no_grad():
             x = self._solve(y, h, offset)
         slope = self.slope(x, h)

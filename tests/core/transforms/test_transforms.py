@@ -55,7 +55,7 @@ def test_inverse_inverts_and_has_the_opposite_determinant(case):
         back, log_det_back = transform.inverse(y, context)
         alone = transform.invert(y, context)
     torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
-    torch.testing.assert_close(alone, back, rtol=0, atol=1e-12)
+    torch.testing.assert_close(alone, back, rtol=0, atol=1e-10)
     torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-9)
 
 
@@ -88,7 +88,7 @@ def test_missing_and_wrong_contexts_are_refused(case):
     transform, x, context = case
     if context is None:
         pytest.skip("takes no context")
-    with pytest.raises(AleatorError, match="needs a context with a vector"):
+    with pytest.raises(AleatorError, match="needs a context with a (vector|field|label)"):
         transform(x)
     short = {**context, "vector": context["vector"][:, :1]}
     with pytest.raises(AleatorError, match=r"vector has shape \(4, 1\), expected \(B, 2\)"):
@@ -194,7 +194,7 @@ def test_scaling_a_cube_by_two_divides_its_density_by_eight():
     scale = Elementwise(Affine(max_log_scale=100.0), (3,), None).double()
     with torch.no_grad():
         half = torch.tensor(0.5, dtype=torch.float64).log()
-        scale.theta[:, 1] = half / (1 - half.abs() / 100)
+        scale.theta[1] = half / (1 - half.abs() / 100)
     _, log_det = scale(torch.rand(2, 3).double())
     torch.testing.assert_close(log_det.exp(), torch.full((2,), 1 / 8, dtype=torch.float64))
 
@@ -202,6 +202,6 @@ def test_scaling_a_cube_by_two_divides_its_density_by_eight():
 def test_a_monotone_network_that_is_given_no_time_says_so():
     monotone = Monotone(4, 8, max_steps=1).double()
     y = torch.linspace(-50, 50, 7, dtype=torch.float64)
-    theta = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).double()
+    theta = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).double()
     with pytest.raises(AleatorError, match="did not converge in 1 steps"):
         monotone.inverse(y, theta)
