@@ -33,7 +33,7 @@ class CNF(Flow):
         context_shape: Sequence[int] | None = None,
         *,
         trace: Trace | None = None,
-        gradient: Gradient = "checkpoint",
+        gradient: Gradient | None = None,
         solver: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -46,12 +46,14 @@ class CNF(Flow):
             context_shape: shape of the main context tensor of one example.
             trace: "exact", "hutchinson" or "hutch++", in training and by default in `log_prob`;
                 None is exact up to 16 dimensions, then Hutchinson's.
-            gradient: "checkpoint", "adjoint" or "direct"; see `core.transforms.ode`.
+            gradient: "checkpoint", "adjoint" or "direct", see `core.transforms.ode`; None is
+                direct for vectors, which are small, and checkpointed for images.
             solver: options of `core.solvers.ode.odeint`: method, rtol, atol, steps, ...
             options: `levels` and `probes` of `Flow`.
         """
         chosen = trace or ("exact" if math.prod(event_shape) <= 16 else "hutchinson")
-        ode = ODE(net, trace=chosen, gradient=gradient, **(solver or {}))
+        way = gradient or ("direct" if len(event_shape) < 3 else "checkpoint")
+        ode = ODE(net, trace=chosen, gradient=way, **(solver or {}))
         conditions = getattr(net, "conditions", None)
         super().__init__(
             Composition([ode, Flatten(event_shape)]),

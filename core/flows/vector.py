@@ -48,6 +48,8 @@ class _VectorFlow(Flow):
             raise AleatorError(f"layers={layers}: a flow needs at least one")
         conditions, dims = Conditions(vector_dim, classes), math.prod(event_shape)
         parts: list[Transform] = [Flatten(event_shape)]
+        if dims < 2 and not autoregressive:
+            raise AleatorError("coupling needs two features; take an autoregressive flow for one")
         for i in range(layers):
             if autoregressive:
                 parts += [Permutation.reverse(dims)] if i else []

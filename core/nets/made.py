@@ -66,7 +66,7 @@ class MADE(nn.Module):
         return [(i.weight * mask, i.bias) for i, mask in zip(layers, masks, strict=True)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, D) and (B, context_dim) -> (size, B, D); features come before the batch in memory."""
+        """(B, D) and (B, context_dim) -> (size, B, D); in memory the batch comes last."""
         h, last = x.T, len(self.layers) - 1
         for i, (weight, bias) in enumerate(self.linear()):
             h = torch.addmm(bias[:, None], weight, h)

@@ -52,7 +52,7 @@ class ODE(Transform):
             net: (x (B, *E), t (B,), context) -> (B, *E); smooth.
             trace: what `estimate` does: "exact", "hutchinson" or "hutch++".
             gradient: how gradients go through the solver.
-            solver: options of `core.solvers.ode.odeint`; rtol = atol = 1e-6 by default.
+            solver: options of `core.solvers.ode.odeint`; rtol = atol = 1e-5 by default.
 
         Raises:
             AleatorError: an unknown word.
@@ -63,7 +63,7 @@ class ODE(Transform):
                 raise AleatorError(f"unknown {what} {word!r}; known: {', '.join(get_args(kind))}")
         self.net, self.trace, self.gradient = net, trace, gradient
         self.exact = trace == "exact"
-        self.solver = {"rtol": 1e-6, "atol": 1e-6, **solver}
+        self.solver = {"rtol": 1e-5, "atol": 1e-5, **solver}
 
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """Data to noise; the exact trace."""

@@ -88,7 +88,7 @@ def test_missing_and_wrong_contexts_are_refused(case):
     transform, x, context = case
     if context is None:
         pytest.skip("takes no context")
-    with pytest.raises(AleatorError, match="needs a context with a (vector|field|label)"):
+    with pytest.raises(AleatorError, match=r"needs a context with a (vector|field|label)"):
         transform(x)
     short = {**context, "vector": context["vector"][:, :1]}
     with pytest.raises(AleatorError, match=r"vector has shape \(4, 1\), expected \(B, 2\)"):
