@@ -71,7 +71,7 @@ def test_estimated_traces_are_unbiased(trace):
     net = Curved(6).double()
     with torch.no_grad():
         net.last.weight.mul_(3)
-    flow = CNF(net, (6,), trace=trace, solver={"rtol": 1e-6, "atol": 1e-6})
+    flow = CNF(net, (6,), trace=trace, solver={"method": "rk4", "steps": 4})
     x = normal(3, 6)
     exact = flow.log_prob(x, exact=True)
     repeats = torch.stack(
@@ -128,6 +128,9 @@ def test_gradients_are_those_of_finite_differences(way):
 def test_checkpointed_is_direct_and_adjoint_comes_closer_with_the_tolerance():
     torch.manual_seed(0)
     net, x = Curved().double(), normal(3, 2).requires_grad_()
+    with torch.no_grad():
+        net.first.weight.mul_(2)
+        net.last.weight.mul_(5)
     context = {"vector": normal(3, 6, seed=1).requires_grad_()}
 
     def found(way, tolerance):
@@ -139,8 +142,8 @@ def test_checkpointed_is_direct_and_adjoint_comes_closer_with_the_tolerance():
 
     assert distance(found("checkpoint", 1e-4), found("direct", 1e-4)) < 1e-12
     truth = found("direct", 1e-11)
-    errors = [distance(found("adjoint", tolerance), truth) for tolerance in (1e-3, 1e-5, 1e-9)]
-    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+    errors = [distance(found("adjoint", tolerance), truth) for tolerance in (1e-2, 1e-5, 1e-9)]
+    assert errors[0] > 10 * errors[1] > 100 * errors[2]
     assert errors[2] < 1e-7
 
 
