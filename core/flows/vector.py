@@ -10,6 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from core.errors import AleatorError
 from core.flows.base import Flow
 from core.nets.conditions import Conditions
@@ -22,6 +25,7 @@ from core.transforms import (
     Flatten,
     Monotone,
     Permutation,
+    PLUConvolution,
     RationalQuadratic,
     Transform,
     Univariate,
@@ -42,12 +46,15 @@ class _VectorFlow(Flow):
         hidden: Sequence[int],
         vector_dim: int,
         classes: int,
+        linear: bool = False,
         **options: Any,
     ) -> None:
         if layers < 1:
             raise AleatorError(f"layers={layers}: a flow needs at least one")
         conditions, dims = Conditions(vector_dim, classes), math.prod(event_shape)
         parts: list[Transform] = [Flatten(event_shape)]
+        if linear:
+            parts.append(PLUConvolution(dims, torch.eye(dims)))
         if dims < 2 and not autoregressive:
             raise AleatorError("coupling needs two features; take an autoregressive flow for one")
         for i in range(layers):
@@ -64,6 +71,34 @@ class _VectorFlow(Flow):
         super().__init__(
             Composition(parts), event_shape, context_shape, conditions=conditions, **options
         )
+        self.linear = linear
+
+    def whiten(self, x: Tensor, shrink: float = 0.0) -> None:
+        """Let the linear layer decorrelate examples (N, *E), so that training starts Gaussian.
+
+        Args:
+            x: training examples; of mean about 0.
+            shrink: added to the diagonal of their covariance.
+
+        Raises:
+            AleatorError: the flow has no linear layer, or the covariance is singular.
+        """
+        if not self.linear:
+            raise AleatorError("this flow has no linear layer: build it with linear=True")
+        flat = x.detach().flatten(1).double()
+        covariance = torch.cov(flat.T).reshape(self.dims, self.dims)
+        covariance = covariance + shrink * torch.eye(self.dims, dtype=torch.float64)
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if failed or not torch.isfinite(factor).all():
+            raise AleatorError(
+                f"the covariance of {len(x)} examples of {self.dims} features is singular: leave "
+                "out features that repeat others, or shrink"
+            )
+        self._plu().set_weight(torch.linalg.inv(factor))
+
+    def _plu(self) -> PLUConvolution:
+        (found,) = (part for part in self.transform.modules() if isinstance(part, PLUConvolution))
+        return found
 
 
 class RealNVP(_VectorFlow):
@@ -89,7 +124,8 @@ class RealNVP(_VectorFlow):
             classes: number of values of the context `label`, 0 if none.
             layers: number of couplings.
             hidden: units of the hidden layers of each network.
-            options: `levels` and `probes` of `Flow`.
+            options: `linear` (a linear layer comes first, see `whiten`); `levels` and `probes` of
+                `Flow`.
         """
         super().__init__(
             event_shape,
@@ -129,7 +165,8 @@ class MAF(_VectorFlow):
             layers: number of autoregressive layers.
             hidden: units of the hidden layers of each network.
             univariate: the functions: "affine", or "monotone" for networks that are universal.
-            options: `levels` and `probes` of `Flow`.
+            options: `linear` (a linear layer comes first, see `whiten`); `levels` and `probes` of
+                `Flow`.
 
         Raises:
             AleatorError: an unknown univariate.
@@ -180,7 +217,8 @@ class NSF(_VectorFlow):
                 (sampling as fast as the density).
             bins: pieces of a spline.
             bound: splines are the identity outside [-bound, bound]; standardise the data.
-            options: `levels` and `probes` of `Flow`.
+            options: `linear` (a linear layer comes first, see `whiten`); `levels` and `probes` of
+                `Flow`.
         """
         super().__init__(
             event_shape,

@@ -73,9 +73,23 @@ class PLUConvolution(Transform):
             AleatorError: the weight is singular or not (C, C).
         """
         super().__init__()
-        dtype = torch.get_default_dtype()
         if weight is None:
             weight = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q
+        self.register_buffer("order", torch.arange(channels))
+        self.register_buffer("sign", torch.ones(channels))
+        self.lower = nn.Parameter(torch.zeros(channels, channels))
+        self.upper = nn.Parameter(torch.zeros(channels, channels))
+        self.log_scale = nn.Parameter(torch.zeros(channels))
+        self.set_weight(weight)
+
+    @torch.no_grad()
+    def set_weight(self, weight: Tensor) -> None:
+        """Start anew from a weight (C, C).
+
+        Raises:
+            AleatorError: it is singular, not finite or not (C, C).
+        """
+        channels = len(self.order)
         if weight.shape != (channels, channels) or not torch.isfinite(weight).all():
             raise AleatorError(
                 f"a 1x1 weight must be ({channels}, {channels}) and finite, not "
@@ -86,11 +100,11 @@ class PLUConvolution(Transform):
         if (scale.abs() <= 1e-12 * weight.double().abs().max()).any():
             raise AleatorError("this 1x1 weight is singular: it has no inverse, hence no density")
         # (P z)_i = z_{order(i)}
-        self.register_buffer("order", permutation.argmax(1))
-        self.register_buffer("sign", scale.sign().to(dtype))
-        self.lower = nn.Parameter(lower.tril(-1).to(dtype))
-        self.upper = nn.Parameter(upper.triu(1).to(dtype))
-        self.log_scale = nn.Parameter(scale.abs().log().to(dtype))
+        self.order.copy_(permutation.argmax(1))
+        self.sign.copy_(scale.sign())
+        self.lower.copy_(lower.tril(-1))
+        self.upper.copy_(upper.triu(1))
+        self.log_scale.copy_(scale.abs().log())
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """L and U + diag s.
