@@ -24,6 +24,7 @@ _PUBLIC = {
     "fit": "core.training",
     "VAE": "core.vae",
     "EnergyModel": "core.energy",
+    "HybridModel": "core.hybrid",
     "load_checkpoint": "core.checkpoint",
     "save_checkpoint": "core.checkpoint",
 }

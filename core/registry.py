@@ -22,6 +22,7 @@ FAMILIES = {
     "energy": "core.energy.EnergyModel",
     "flow_matching": "core.flow_matching.FlowMatching",
     "glow": "core.flows.Glow",
+    "hybrid": "core.hybrid.HybridModel",
     "maf": "core.flows.MAF",
     "nsf": "core.flows.NSF",
     "real_nvp": "core.flows.RealNVP",

@@ -194,7 +194,10 @@ def as_config(columns: tuple[Column, ...]) -> list[dict[str, Any]]:
 
 def from_config(config: list[dict[str, Any]]) -> tuple[Column, ...]:
     """Columns of `as_config`."""
-    return tuple(
-        Column(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
-        for entry in config
-    )
+    columns = []
+    for entry in config:
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()
+        }
+        columns.append(Column(**fields))
+    return tuple(columns)

@@ -81,9 +81,8 @@ class Flow(GenerativeModel):
         Raises:
             AleatorError: event or context of the wrong shape, or something is not finite.
         """
-        x = self._checked(x, context)
-        if self.levels is not None:
-            x = self._dequantised(x, generator)
+        x = self.checked(x, context)
+        x = self.dequantised(x, generator)
         nll = -self._estimates(x, context, 1, generator)[0]
         if self.levels is not None:
             nll = nll + self.dims * math.log(self.levels)
@@ -114,13 +113,13 @@ class Flow(GenerativeModel):
         Raises:
             AleatorError: event or context of the wrong shape, or something is not finite.
         """
-        x = self._checked(x, context)
+        x = self.checked(x, context)
         count = self.probes if probes is None else probes
         if count < 2:
             raise AleatorError(f"probes={count}: a standard error needs at least two")
         if self.levels is not None:
             draws = [
-                self._estimates(self._dequantised(x, generator), context, 1, generator, exact)[0]
+                self._estimates(self.dequantised(x, generator), context, 1, generator, exact)[0]
                 for _ in range(count)
             ]
             estimates = torch.stack(draws) - self.dims * math.log(self.levels)
@@ -170,6 +169,21 @@ class Flow(GenerativeModel):
         exact: bool | None = None,
     ) -> Tensor:
         """Estimates of ln p(x), (K, B); K = 1 where it is exact."""
+        return self.noise_and_estimates(x, context, probes, generator, exact)[1]
+
+    def noise_and_estimates(
+        self,
+        x: Tensor,
+        context: Context,
+        probes: int,
+        generator: Generators | None,
+        exact: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Noise (B, D) of continuous x (B, *E), and estimates of ln p(x), (K, B).
+
+        Raises:
+            AleatorError: an estimate is not finite.
+        """
         if self.transform.exact if exact is None else exact:
             z, log_det = self.transform(x, context)
             log_det = log_det[None]
@@ -178,9 +192,18 @@ class Flow(GenerativeModel):
         prior = -0.5 * z.square().sum(1) - 0.5 * self.dims * math.log(2 * math.pi)
         value = prior + log_det
         _must_be_finite(value, "the log-density of this flow")
-        return value
+        return z, value
 
-    def _checked(self, x: Tensor, context: Context) -> Tensor:
+    def encode(self, x: Tensor, context: Context = None) -> Tensor:
+        """Noise (B, D) of continuous x (B, *E); no determinant where that costs."""
+        return self.transform.encode(x, context)
+
+    def checked(self, x: Tensor, context: Context) -> Tensor:
+        """The examples in the flow's type.
+
+        Raises:
+            AleatorError: event or context of the wrong shape, or something is not finite.
+        """
         if x.dim() != 1 + len(self.event_shape) or x.shape[1:] != self.event_shape:
             expected = ", ".join(["B", *map(str, self.event_shape)])
             raise AleatorError(f"examples have shape {tuple(x.shape)}, expected ({expected})")
@@ -194,9 +217,10 @@ class Flow(GenerativeModel):
             raise AleatorError(f"this flow is of integers 0..{self.levels - 1}; got other values")
         return x
 
-    def _dequantised(self, x: Tensor, generator: Generators | None) -> Tensor:
-        """Integers to [-1/2, 1/2)."""
-        assert self.levels is not None
+    def dequantised(self, x: Tensor, generator: Generators | None) -> Tensor:
+        """Integers to [-1/2, 1/2), by uniform noise; nothing is done to continuous data."""
+        if self.levels is None:
+            return x
         u = rand(x.shape, generator, device=x.device, dtype=x.dtype)
         return (x + u) / self.levels - 0.5
 

@@ -10,7 +10,7 @@ Reference: Kingma and Dhariwal (2018) arXiv:1807.03039.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from core.errors import AleatorError
 from core.flows.base import Flow
@@ -22,6 +22,7 @@ from core.transforms import (
     Coupling,
     CouplingConv,
     Flatten,
+    Permutation,
     PLUConvolution,
     Split,
     Squeeze,
@@ -43,6 +44,7 @@ class Glow(Flow):
         scales: int = 2,
         steps: int = 4,
         width: int = 64,
+        mixing: Literal["convolution", "reverse"] = "convolution",
         **options: Any,
     ) -> None:
         """Assemble.
@@ -56,6 +58,8 @@ class Glow(Flow):
             scales: number of levels.
             steps: of flow, a level.
             width: hidden channels of the couplings.
+            mixing: of the channels before a coupling: invertible 1 x 1 convolutions, or their
+                order reversed.
             options: `levels` and `probes` of `Flow`.
 
         Raises:
@@ -69,6 +73,9 @@ class Glow(Flow):
             raise AleatorError(
                 f"height and width of {tuple(event_shape)} must divide by 2^scales = {2**scales}"
             )
+        if mixing not in ("convolution", "reverse"):
+            raise AleatorError(f"unknown mixing {mixing!r}; known: convolution, reverse")
+        mix = PLUConvolution if mixing == "convolution" else Permutation.reverse
         conditions = Conditions(vector_dim, classes, field_channels)
 
         def coupling(channels: int) -> Coupling:
@@ -80,7 +87,7 @@ class Glow(Flow):
             channels, grid = 4 * shape[0], (shape[1] // 2, shape[2] // 2)
             parts: list[Transform] = [Squeeze()]
             for _ in range(steps):
-                parts += [ActNorm(channels), PLUConvolution(channels), coupling(channels)]
+                parts += [ActNorm(channels), mix(channels), coupling(channels)]
             if left == 1:
                 return Composition([*parts, ActNorm(channels), Flatten((channels, *grid))])
             rest = level((channels // 2, *grid), left - 1)

@@ -43,6 +43,10 @@ class Transform(nn.Module, ABC):
         """X alone, for sampling; cheaper where the determinant costs."""
         return self.inverse(y, context)[0]
 
+    def encode(self, x: Tensor, context: Context = None) -> Tensor:
+        """Y alone; cheaper where the determinant costs."""
+        return self(x, context)[0]
+
     def estimate(
         self,
         x: Tensor,
@@ -100,6 +104,12 @@ class Composition(Transform):
         for transform in reversed(self.parts()):
             y = transform.invert(y, context)
         return y
+
+    def encode(self, x: Tensor, context: Context = None) -> Tensor:
+        """Data to noise."""
+        for transform in self.parts():
+            x = transform.encode(x, context)
+        return x
 
     def estimate(
         self,

@@ -85,7 +85,7 @@ class CouplingMLP(nn.Module):
         h = (x if vector is None else torch.cat([x, vector], 1)).T
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):  # features first, as the splines want them
-            h = torch.addmm(layer.bias[:, None], layer.weight, h)  # type: ignore[index]
+            h = torch.addmm(layer.bias[:, None], layer.weight, h)  # type: ignore[index, arg-type]
             h = h if i == last else F.relu(h)
         return h.T
 

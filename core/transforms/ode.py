@@ -75,6 +75,10 @@ class ODE(Transform):
         x, log_det = self._solve(y, context, 1.0, 0.0, exact_trace, 1)
         return x, log_det[:, 0]
 
+    def encode(self, x: Tensor, context: Context = None) -> Tensor:
+        """Data to noise without any trace."""
+        return self._solve(x, context, 0.0, 1.0, None, 0)[0]
+
     def invert(self, y: Tensor, context: Context = None) -> Tensor:
         """Noise to data without any trace."""
         return self._solve(y, context, 1.0, 0.0, None, 0)[0]

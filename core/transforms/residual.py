@@ -85,6 +85,10 @@ class Residual(Transform):
             y = x + g
         return (y, jacobian) if keep else (y.detach(), jacobian.detach())
 
+    def encode(self, x: Tensor, context: Context = None) -> Tensor:
+        """Data to noise, without any determinant."""
+        return x + self.net(x, context)
+
     @torch.no_grad()
     def invert(self, y: Tensor, context: Context = None) -> Tensor:
         """Noise to data by fixed-point iteration.
