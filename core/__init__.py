@@ -23,6 +23,7 @@ _PUBLIC = {
     "FitConfig": "core.training",
     "fit": "core.training",
     "VAE": "core.vae",
+    "posterior": "core.posterior",
     "EnergyModel": "core.energy",
     "HybridModel": "core.hybrid",
     "load_checkpoint": "core.checkpoint",

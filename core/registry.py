@@ -18,18 +18,24 @@ from core.model import GenerativeModel
 
 FAMILIES = {
     "cnf": "core.flows.CNF",
+    "consistency": "core.consistency.ConsistencyModel",
     "diffusion": "core.diffusion.Diffusion",
     "energy": "core.energy.EnergyModel",
     "flow_matching": "core.flow_matching.FlowMatching",
     "glow": "core.flows.Glow",
+    "hierarchical_vae": "core.vae.BottomUpVAE",
     "hybrid": "core.hybrid.HybridModel",
+    "latent_diffusion": "core.vae.LatentDiffusion",
+    "latent_flow_matching": "core.vae.LatentFlowMatching",
     "maf": "core.flows.MAF",
     "nsf": "core.flows.NSF",
     "real_nvp": "core.flows.RealNVP",
     "residual_flow": "core.flows.ResidualFlow",
+    "top_down_vae": "core.vae.TopDownVAE",
     "vae": "core.vae.VAE",
 }
 NETS = {
+    "coder": "core.nets.Coder",
     "mlp": "core.nets.MLP",
     "unet": "core.nets.UNet",
 }
