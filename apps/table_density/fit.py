@@ -122,7 +122,7 @@ def run(request: Request, say: Say = print) -> TableDensity:
     started = time.monotonic()
     cells, context = preprocessor.cells(train), preprocessor.context(train)
     if options.get("linear"):
-        flow.whiten(points(cells, 1, request.seed)[0], SHRINK)  # type: ignore[operator]
+        flow.whiten(points(cells, 1, request.seed)[0], SHRINK)
     compile_splines(flow, request.compiled)
     fitted = fit(
         flow,
