@@ -5,7 +5,9 @@ The inverse is the fixed point of x = y - g(x), and
     ln det(I + J) = Σ_k (-1)^{k+1} tr(J^k) / k,
 
 estimated without bias by random probes (Hutchinson) and a random number of terms, each divided
-by the probability that it is reached (Russian roulette). The exact value, by slogdet of the
+by the probability that it is reached (Russian roulette); the gradient is estimated likewise, by
+the Neumann series of (I + J)^{-1}, which is unbiased and needs one product with a graph instead of
+one a term. The exact value, by slogdet of the
 Jacobian, is `forward`; a truncated series is not offered, as it would be biased.
 References: Behrmann et al. (2019) arXiv:1811.00995; Chen et al. (2019) arXiv:1906.02735.
 """
@@ -130,12 +132,17 @@ class Residual(Transform):
             x = x if keep and x.requires_grad else x.detach().requires_grad_()
             many = x.repeat(probes, *[1] * (x.dim() - 1))
             g = self.net(many, expand_context(context, probes))
-            total, w = many.new_zeros(len(many)), v
+            total, w, inverse = many.new_zeros(len(many)), v, torch.zeros_like(v)
             for k in range(1, int(terms.max()) + 1):
-                (w,) = torch.autograd.grad(g, many, w, create_graph=keep, retain_graph=True)
                 reached = (1 - self.stop) ** max(k - self.exact_terms, 0)
-                trace = (w * v).flatten(1).sum(1)
-                total = total + torch.where(terms >= k, trace / reached, 0) * ((-1) ** (k + 1) / k)
+                share = torch.where(terms >= k, (-1) ** (k + 1) / reached, 0).to(x)
+                inverse = inverse + w * share.reshape(-1, *[1] * (x.dim() - 1))
+                (w,) = torch.autograd.grad(g, many, w, retain_graph=True)
+                total = total + (w * v).flatten(1).sum(1) * share / k
+            if keep:  # d ln det = tr (I + J)^{-1} dJ: one product with a graph, not one a term
+                (w,) = torch.autograd.grad(g, many, inverse, create_graph=True)
+                slope = (w * v).flatten(1).sum(1)
+                total = total + (slope - slope.detach())
             y = (many + g)[: len(x)]
         total = total.reshape(probes, len(x))
         return (y, total) if keep else (y.detach(), total.detach())
