@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         *(test.cells(v) for v in range(len(model.names))),
         test.dependence(),
         *stations(test, folder / "value_stations.nc"),
-        century(model, folder, options.members),
+        century(model, folder),
     ]
     results = write_results(options.out / "prognosis.json", tables)
     text = report(results, "Perfect prognosis: reanalysis to observations, then a global model")
@@ -193,7 +193,7 @@ def stations(test: Test, path: Path) -> list[Table]:
     return found
 
 
-def century(model: PrognosisModel, folder: Path, members: int) -> Table:
+def century(model: PrognosisModel, folder: Path, members: int = 4) -> Table:
     """The change from 1982-2002 to 2080-2100 in CNRM-CM5, and in what the model makes of it."""
     downscaler = Downscaler(model)
     rows: list[Row] = []
@@ -225,7 +225,13 @@ def century(model: PrognosisModel, folder: Path, members: int) -> Table:
     formats = dict.fromkeys(columns, ".2f") | {"wet": ".3f", "q99": ".1f"}
     formats |= {"tas_between": ".3f", "pr_between": ".3f"}
     formats.pop("what")
-    return Table(rows, columns, formats, {}, "Winters of a global model, land cells of E-OBS")
+    return Table(
+        rows,
+        columns,
+        formats,
+        {},
+        f"Winters of a global model, land cells of E-OBS, {members} members",
+    )
 
 
 def _climate(drawn: Tensor) -> Row:

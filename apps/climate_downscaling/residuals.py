@@ -223,14 +223,28 @@ class Validation:
         crps = crps_ensemble(self.draw(network, 8), self.truth)
         return crps[..., self.view.model.valid].mean().item()
 
-    def inflation(self, network: GenerativeModel) -> Tensor:
-        """(V,) factor that gives generated residuals the variance of the true ones."""
-        valid = self.view.model.valid
-        wanted, found = (
-            x[..., valid].double().square().mean((0, 2)).sqrt()
-            for x in (self.truth, self.draw(network, 1)[0])
-        )
-        return (wanted / found).clamp(0.8, 1.25).float()
+    def inflation(self, network: GenerativeModel, members: int = 8) -> Tensor:
+        """(V,) factor on generated residuals with which spread/skill is 1, in physical units.
+
+        It lies within 0.8 and 1.25: what is further off is wrong in another way.
+        """
+        drawn = self.draw(network, members)
+        low = torch.full((drawn.shape[2],), 0.8)
+        high = torch.full_like(low, 1.25)
+        for _ in range(12):
+            middle = (low + high) / 2
+            narrow = self._spread_skill(drawn, middle) < 1
+            low, high = torch.where(narrow, middle, low), torch.where(narrow, high, middle)
+        return (low + high) / 2
+
+    def _spread_skill(self, drawn: Tensor, factor: Tensor) -> Tensor:
+        """(V,) of residuals (M, N, V, H, W) times a factor (V,)."""
+        view, index = self.view, self.index
+        z = view.mean[index] + view.scale[index] * factor[:, None, None] * drawn
+        y = view.model.transforms.inverse(z)[..., view.model.valid].double()
+        error = y.mean(0) - view.fine[index][..., view.model.valid]
+        variance = (1 + 1 / len(y)) * y.var(0).mean((0, 2))
+        return (variance / error.square().mean((0, 2))).sqrt()
 
 
 def _floored(dispersion: Dispersion, valid: Tensor) -> Dispersion:
