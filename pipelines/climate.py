@@ -61,6 +61,10 @@ def downscale(
         bool,
         typer.Option(help="Make every member's coarse-cell means equal the input exactly."),
     ] = True,
+    coherent: Annotated[
+        bool,
+        typer.Option(help="Let neighbouring times of a member go together as they do in nature."),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Worker processes on this machine; 1 runs in this process.")
     ] = None,
@@ -92,6 +96,7 @@ def downscale(
         seed=seed,
         time_range=time_range,
         conserve=conserve,
+        coherent=coherent,
         workers=workers,
         scheduler=scheduler,
         chunk=chunk,

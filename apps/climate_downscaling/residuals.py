@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,11 +111,32 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
             [x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp_min(1e-6), increment]
         ),
         inflation=torch.ones(len(config.variables)),
+        persistence=torch.full((len(config.variables),), torch.nan),
+        time_step=0,
         ood=OutOfDistribution.fit(standard),
     )
     scale = model.dispersion(x, standard, mean, fitted.leverage)
     hours = clock_vector(prepared.fine, clock, part.start, part.stop)
     return View(model, fine, coarse, mean, scale, hours)
+
+
+def note_persistence(view: View, keys: np.ndarray, most: int = 4096) -> None:
+    """Tell the model how residuals of neighbouring times correlate, and how far apart those are.
+
+    Args:
+        view: of the training part.
+        keys: (T,) seconds.
+        most: times that are looked at, the last ones.
+    """
+    model = view.model
+    model.time_step = int(np.median(np.diff(keys)))
+    index = torch.arange(max(0, len(keys) - most), len(keys))
+    r = view.residual(index, keyed_generator(model.config.fit.seed, -3)).double()
+    pairs = torch.from_numpy(np.flatnonzero(np.diff(keys[index.numpy()]) == model.time_step))
+    now, then, overall = r[pairs], r[pairs + 1], (0, 2, 3)
+    power = (now.square().sum(overall) * then.square().sum(overall)).sqrt()
+    correlation = (now * then).sum(overall) / power.clamp_min(1e-30)
+    model.persistence = correlation.clamp(0, 0.99).float()
 
 
 def shifted_views(prepared: Prepared, own: View, part: slice, count: int) -> list[View]:

@@ -26,6 +26,7 @@ from apps.climate_downscaling.residuals import (
     fit_view,
     fitted_steps,
     make_batches,
+    note_persistence,
     shifted_views,
 )
 from apps.climate_downscaling.training_data import Prepared
@@ -81,6 +82,7 @@ def train(
     config = settle(config, part.stop - part.start)
     own = (fit_prognosis if config.predictors.files else fit_view)(prepared, config, part)
     model = own.model
+    note_persistence(own, prepared.fine.time_keys()[part])
     for line in model.describe():
         say(line)
     views = [own, *shifted_views(prepared, own, part, config.residual.positions or 0)]

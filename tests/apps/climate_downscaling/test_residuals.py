@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from apps.climate_downscaling.prepare import open_prepared
-from apps.climate_downscaling.residuals import Validation, fit_view
+from apps.climate_downscaling.residuals import Validation, fit_view, note_persistence
 from apps.climate_downscaling.train import settle
 
 
@@ -54,3 +55,16 @@ def test_inflation_of_amounts(climate_files, settings, tmp_path, small_climate):
     drawn = validation.draw(network, 8)
     assert validation._spread_skill(drawn, factor)[0] == pytest.approx(1, abs=0.01)
     assert validation._spread_skill(drawn, torch.ones(1))[0] < 0.95
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.7])
+def test_persistence_of_residuals_is_measured(view, rho):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(view.mean.shape, generator=generator)
+    r = [noise[0]]
+    for fresh in noise[1:]:
+        r.append(rho * r[-1] + (1 - rho**2) ** 0.5 * fresh)
+    known = dataclasses.replace(view, fine=view.mean + view.scale * torch.stack(r))
+    note_persistence(known, np.arange(len(r)) * 3600)
+    assert known.model.persistence[0] == pytest.approx(rho, abs=0.03)
+    assert known.model.time_step == 3600
