@@ -149,8 +149,13 @@ class Test:
         """How members hang together in space, time and between variables, beside nature."""
         grid = self.model.fine_grid
         lat, lon = np.meshgrid(grid.y, grid.x, indexing="ij")
-        rows: list[Row] = []
-        for name, fields in (("observed", self.truth), ("member 1", self.ours[0])):
+        part, rows = self.prepared.test, list[Row]()
+        coherent = ensemble(
+            *(self.model, self.prepared.coarse, part.start, part.stop), members=1, coherent=True
+        )
+        shown = {"observed": self.truth, "a member": self.ours[0]}
+        shown["a member, --coherent"] = torch.from_numpy(coherent[0])
+        for name, fields in shown.items():
             row: Row = {"what": name}
             for v, variable in enumerate(self.model.names):
                 row[f"length_{variable}"] = correlation_length(fields[:, v], lat, lon)

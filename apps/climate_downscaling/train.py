@@ -206,6 +206,6 @@ def _card(
         "limits": "It knows the climate, the region and the resolution that it was trained on: "
         "every output carries `ood_score`, and scores above 1 are further from the training data "
         "than 99 % of unseen data of the same climate. Members of neighbouring times are drawn "
-        "independently.",
+        "independently, unless --coherent is given.",
         "command": command_line(),
     }
