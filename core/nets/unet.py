@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from core.errors import AleatorError
 from core.model import Context
+from core.nets.conditions import Conditions
 from core.nets.embeddings import ConditionEmbedding, with_field
 
 
@@ -140,6 +141,7 @@ class UNet(nn.Module):
         outputs = (out_channels or event_shape[0]) * patch**2
         widths = [channels * m for m in multipliers]
         width = 4 * channels
+        self.conditions = Conditions(vector_dim, classes, field_channels)
         self.condition = ConditionEmbedding(width, vector_dim, classes)
 
         def block(a: int, b: int, level: int) -> nn.ModuleList:
