@@ -19,6 +19,7 @@ from core.model import GenerativeModel
 FAMILIES = {
     "cnf": "core.flows.CNF",
     "consistency": "core.consistency.ConsistencyModel",
+    "daed": "core.vae.DAED",
     "diffusion": "core.diffusion.Diffusion",
     "energy": "core.energy.EnergyModel",
     "flow_matching": "core.flow_matching.FlowMatching",
@@ -32,11 +33,18 @@ FAMILIES = {
     "real_nvp": "core.flows.RealNVP",
     "residual_flow": "core.flows.ResidualFlow",
     "top_down_vae": "core.vae.TopDownVAE",
+    "matching": "core.structured.Matching",
+    "spanning_tree": "core.structured.SpanningTree",
+    "joint_vae": "core.vae.JointVAE",
+    "self_supervised_vae": "core.vae.SelfSupervisedVAE",
     "vae": "core.vae.VAE",
+    "vq_vae": "core.vae.VQVAE",
 }
 NETS = {
     "coder": "core.nets.Coder",
+    "dit": "core.nets.DiT",
     "mlp": "core.nets.MLP",
+    "set_transformer": "core.nets.SetTransformer",
     "unet": "core.nets.UNet",
 }
 
