@@ -194,6 +194,12 @@ def test_one_word_builds_it(config):
     assert model.log_prob(x, context).kind in ("exact", "unbiased", "lower_bound")
 
 
+@pytest.mark.parametrize("option", ["transform", "conditions", "univariate", "autoregressive"])
+def test_what_a_preset_settles_is_no_option(option):
+    with pytest.raises(AleatorError, match=f"RealNVP has no option '{option}'"):
+        build({"family": "real_nvp", "event_shape": [3], option: 1})
+
+
 @pytest.mark.exact
 @pytest.mark.parametrize("family", [MAF, NSF, RealNVP])
 def test_a_whitened_flow_starts_as_the_gaussian_of_the_data(family):
