@@ -132,7 +132,9 @@ def _draw_law(function: object, parameter: Tensor, generator: Generators | None)
         raise ValueError(
             f"{len(generator)} generators for {len(parameter)} samples: one each is needed"
         )
-    rows = [_draw_law(function, p, _single(g)) for p, g in zip(parameter, generator, strict=True)]
+    rows = [
+        _draw_law(function, p, first_stream(g)) for p, g in zip(parameter, generator, strict=True)
+    ]
     return torch.stack(rows) if rows else torch.empty_like(parameter)
 
 
@@ -158,7 +160,8 @@ def _draw(
     return drawn.to(device) if device is not None else drawn
 
 
-def _single(stream: Stream) -> torch.Generator:
+def first_stream(stream: Stream) -> torch.Generator:
+    """The generator itself, or the first of a blend: for draws that are not sums."""
     return stream.streams[0] if isinstance(stream, Blend) else stream
 
 
@@ -174,5 +177,5 @@ def _row(
         return (weights.reshape(*weights.shape, *[1] * (draws.dim() - weights.dim())) * draws).sum(
             0
         )
-    single = _single(stream)
+    single = first_stream(stream)
     return function(shape, generator=single, device=single.device, dtype=dtype)  # type: ignore[operator]

@@ -23,7 +23,7 @@ from core.checks import check_examples
 from core.coupling import optimal_permutation
 from core.errors import AleatorError
 from core.model import Context, Density, GenerativeModel, Loss, context_batch, expand_context
-from core.random import Generators, rand
+from core.random import Generators, first_stream, rand
 
 LARGEST = 16
 """Points of the largest matching whose permanent is computed."""
@@ -276,7 +276,10 @@ class SpanningTree(StructuredModel):
         return 0.5 * (x * log_weights).sum((1, 2)) - tree_log_partition(log_weights)
 
     def _draw(self, scores: Tensor, generator: Generators | None) -> Tensor:
-        streams = [generator] * len(scores) if not isinstance(generator, Sequence) else generator
+        if isinstance(generator, Sequence):
+            streams: Sequence[torch.Generator | None] = [first_stream(g) for g in generator]
+        else:
+            streams = [generator] * len(scores)
         trees = zip(self._log_weights(scores), streams, strict=True)
         return torch.stack([sample_tree(w, g) for w, g in trees])
 
