@@ -102,13 +102,17 @@ def _call(kind: str, function: Any, options: dict[str, Any], *positional: Any) -
 
 
 def _options(function: Any) -> set[str]:
-    """Parameters of a class, with those that it passes on in `**options`."""
+    """Parameters of a class, with those that it passes on in `**options`.
+
+    Not those of its bases that it settles itself: they are named in its attribute `settles`.
+    """
     known: set[str] = set()
+    settled: frozenset[str] = getattr(function, "settles", frozenset())
     for owner in inspect.getmro(function):
         if "__init__" not in vars(owner) or owner in (nn.Module, object):
             continue
         parameters = inspect.signature(vars(owner)["__init__"]).parameters
-        known |= set(parameters)
+        known |= set(parameters) - (set() if owner is function else settled)
         if "options" not in parameters:
             break
     return known - {"self", "options"}

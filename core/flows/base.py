@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Flow(GenerativeModel):
     """A transform from data to flat standard normal noise; presets are in the other modules."""
 
     takes_net = False
+    settles: ClassVar[frozenset[str]] = frozenset({"transform", "conditions"})
+    """Arguments of the base classes that presets give themselves; see `core.registry`."""
 
     def __init__(
         self,

@@ -35,6 +35,8 @@ from core.transforms import (
 class _VectorFlow(Flow):
     """Layers of one kind, the features reordered between them."""
 
+    settles = Flow.settles | {"univariate", "autoregressive"}
+
     def __init__(
         self,
         event_shape: Sequence[int],

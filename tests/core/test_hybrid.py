@@ -91,7 +91,7 @@ def test_weighing_the_likelihood_improves_it():
     nll = [-trained(weight, 100).log_prob(x).value.mean() for weight in (0.0, 0.5, 1.0)]
     entropy = math.log(2) + 1 + math.log(2 * math.pi * 0.25)
     assert nll[0] > nll[1] + 0.3
-    assert nll[2] < entropy + 0.25
+    assert nll[2] < entropy + 0.4
 
 
 def test_integers_are_dequantised_and_samples_are_integers():

@@ -194,6 +194,59 @@ def test_one_word_builds_it(config):
     assert model.log_prob(x, context).kind in ("exact", "unbiased", "lower_bound")
 
 
+@pytest.mark.parametrize("option", ["transform", "conditions", "univariate", "autoregressive"])
+def test_what_a_preset_settles_is_no_option(option):
+    with pytest.raises(AleatorError, match=f"RealNVP has no option '{option}'"):
+        build({"family": "real_nvp", "event_shape": [3], option: 1})
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("family", [MAF, NSF, RealNVP])
+def test_a_whitened_flow_starts_as_the_gaussian_of_the_data(family):
+    """With all networks at zero, which are the identity, nothing but the linear layer is left."""
+    torch.manual_seed(0)
+    flow = family((3,), layers=2, hidden=(8,), linear=True).double()
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.zero_()
+    mixed = examples(flow, 200) @ torch.tensor(
+        [[1.0, 0.6, 0.0], [0.0, 0.5, -0.4], [0.0, 0.0, 0.8]], dtype=torch.float64
+    )
+    flow.whiten(mixed, shrink=0.01)
+    covariance = mixed.T.cov() + 0.01 * torch.eye(3)
+    order = [part for part in flow.transform.modules() if hasattr(part, "back")]
+    assert len(order) == (1 if family is not RealNVP else 2)  # permutations change nothing here
+    law = torch.distributions.MultivariateNormal(torch.zeros(3).double(), covariance)
+    found = flow.log_prob(mixed).value
+    torch.testing.assert_close(found, law.log_prob(mixed), rtol=0, atol=1e-6)
+    flow.whiten(mixed * torch.tensor([1.0, 2.0, -1.0]))  # again, with other signs
+    assert torch.isfinite(flow.log_prob(mixed).value).all()
+
+
+def test_whitening_needs_a_linear_layer_and_features_that_differ():
+    with pytest.raises(AleatorError, match="build it with linear=True"):
+        NSF((2,), layers=1).whiten(torch.randn(9, 2))
+    twice = torch.randn(9, 1).expand(9, 2)
+    with pytest.raises(AleatorError, match="covariance of 9 examples of 2 features is singular"):
+        MAF((2,), layers=1, linear=True).whiten(twice)
+
+
+@pytest.mark.exact
+def test_channels_reversed_are_a_glow_too(shaken):
+    torch.manual_seed(0)
+    flow = shaken(Glow((1, 4, 4), steps=2, width=4, mixing="reverse"), size=0.1)
+    x = examples(flow)
+    z, log_det = flow.transform(x)
+    torch.testing.assert_close(flow.transform.invert(z), x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(flow.encode(x), z)
+    whole = torch.autograd.functional.jacobian(
+        lambda flat: flow.transform(flat.reshape(1, 1, 4, 4))[0][0], x[0].flatten()
+    )
+    torch.testing.assert_close(torch.linalg.slogdet(whole)[1], log_det[0], rtol=0, atol=1e-9)
+    with pytest.raises(AleatorError, match="known: convolution, reverse"):
+        Glow((1, 4, 4), mixing="shuffle")
+
+
 def test_fitting_beats_the_best_gaussian():
     """A noisy circle: a spline flow gains what a Gaussian cannot."""
     torch.manual_seed(0)

@@ -100,8 +100,9 @@ def test_fused_splines_are_those_of_eager_execution():
                 y, log_slope = function(x, theta)
                 value = (weights[0] * y + weights[1] * log_slope).sum()
                 found.append([y, log_slope, *torch.autograd.grad(value, (x, theta))])
-            for eager, fused in zip(*found, strict=True):
-                torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-5)
+            for i, (eager, fused) in enumerate(zip(*found, strict=True)):
+                within = 1e-5 if i < 2 else 1e-4  # values; gradients, where slopes are steep
+                torch.testing.assert_close(fused, eager, rtol=within, atol=within)
 
 
 def test_slope_offset_makes_zero_the_identity():
