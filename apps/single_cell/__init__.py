@@ -1,0 +1,1 @@
+"""From noisy counts of single cells to biological signal, with its uncertainty."""
