@@ -4,8 +4,8 @@
                                  [--members 16] [--out FOLDER]
 
 DATA is the folder with `era5-2mt-2019-03-uk.grib`, `era5-uk_orog_sftlf_etopo20.nc` and `iberia/`
-(where they come from: docs/climate.md). A model that is not in FOLDER/CASE yet is trained there
-by recipes/CASE.json, which can take an hour. Nothing but the last table sees the test part.
+(where they come from: docs/climate.md). A model that is not in FOLDER yet is trained there by its
+file in recipes/, which can take an hour. Nothing but the last table sees the test part.
 """
 
 from __future__ import annotations
@@ -26,37 +26,48 @@ from apps.climate_downscaling.evaluation import scores, table
 from apps.climate_downscaling.model import DownscalingModel
 from apps.climate_downscaling.prepare import open_prepared
 from apps.climate_downscaling.train import train
-from core.report import Table, report, write_results, write_text
+from core.report import Row, Table, report, write_results, write_text
 
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Case:
-    """One data set and recipe.
+    """One variable of one data set, and the models that are tried on it.
 
     Attributes:
         title: of the table.
+        variable: what is scored.
         data: file under DATA, may hold a pattern.
         statics: file under DATA with orography and land fraction.
+        recipes: files of recipes/ -> what the table calls the model.
     """
 
     title: str
+    variable: str
     data: str
     statics: str
+    recipes: dict[str, str]
 
 
-RACMO = "iberia/tas_pr_EUR-44i-IBERIA*RACMO22E*.nc"
-FIXED = "iberia/orog_sftlf_EUR-44i-IBERIA_etopo20_fx.nc"
+RACMO = (
+    "iberia/tas_pr_EUR-44i-IBERIA*RACMO22E*.nc",
+    "iberia/orog_sftlf_EUR-44i-IBERIA_etopo20_fx.nc",
+)
+ERA5 = ("era5-2mt-2019-03-uk.grib", "era5-uk_orog_sftlf_etopo20.nc")
 CASES = {
     "era5_tas": Case(
-        *("ERA5, British Isles, hourly 2 m temperature, 1 to 0.25 degrees",),
-        *("era5-2mt-2019-03-uk.grib", "era5-uk_orog_sftlf_etopo20.nc"),
+        "ERA5, British Isles, hourly 2 m temperature, 1 to 0.25 degrees",
+        *("tas", *ERA5, {"era5_tas": "ours"}),
     ),
     "racmo_tas": Case(
-        "RACMO22E, Iberia, daily 2 m temperature, 1.76 to 0.44 degrees", RACMO, FIXED
+        "RACMO22E, Iberia, daily 2 m temperature, 1.76 to 0.44 degrees",
+        *("tas", *RACMO, {"racmo_tas": "ours"}),
     ),
-    "racmo_pr": Case("RACMO22E, Iberia, daily precipitation, 1.76 to 0.44 degrees", RACMO, FIXED),
+    "racmo_pr": Case(
+        "RACMO22E, Iberia, daily precipitation, 1.76 to 0.44 degrees",
+        *("pr", *RACMO, {"racmo_pr": "ours"}),
+    ),
 }
 
 
@@ -70,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     tables = [
-        run(name, options.data, options.models / name, options.members)
+        run(CASES[name], options.data, options.models, options.members)
         for name in options.cases.split(",")
     ]
     results = write_results(options.out / "climate.json", tables)
@@ -79,40 +90,48 @@ def main(arguments: list[str] | None = None) -> None:
         found.print()
 
 
-def run(name: str, data: Path, folder: Path, members: int) -> Table:
-    """One case: train if need be, then score everything on the test part."""
-    case = CASES[name]
+def run(case: Case, data: Path, models: Path, members: int) -> Table:
+    """One case: train what is missing, then score everything on the test part."""
     (source,) = (str(path) for path in sorted(data.glob(case.data)))
-    overrides = {"statics": str(data / case.statics)}
-    config = read_config(HERE / "recipes" / f"{name}.json", overrides)
+    rows: list[Row] = []
+    for recipe, title in case.recipes.items():
+        config = read_config(
+            HERE / "recipes" / f"{recipe}.json", {"statics": str(data / case.statics)}
+        )
+        model = _model(models / recipe, source, config)
+        prepared = open_prepared(source, config)
+        v = model.names.index(case.variable)
+        amount = model.transforms.nonnegative[v]
+        truth, coarse = (values[:, v] for values in prepared.arrays(prepared.test))
+        if not rows:
+            names = list(baselines(nonnegative=amount))
+            rows += baseline_rows(v, amount, coarse, truth, members, prepared, model, names)
+        for conserve in (True, False):
+            started = time.perf_counter()
+            drawn = ensemble(
+                *(model, prepared.coarse, prepared.test.start, prepared.test.stop),
+                members=members,
+                conserve=conserve,
+            )
+            seconds = time.perf_counter() - started
+            own = scores(
+                torch.from_numpy(drawn[:, :, v]), truth, amount=amount, factor=model.factor
+            )
+            method = title if conserve else f"{title}, --no-conserve"
+            rows.append({"method": method, **own, "seconds": seconds})
+            _say(f"{case.title}: {method}, {seconds:.1f} s")
+    title = f"{case.title}; {len(truth)} test times, {members} members"
+    return table(rows, amount=amount, units=model.variables[v].units, title=title)
+
+
+def _model(folder: Path, source: str, config: Config) -> DownscalingModel:
+    """The trained model; one in the folder of another split may know the test part."""
     if not (folder / "model.json").exists():
         train(source, folder, config, resume=True, say=_say)
     model = DownscalingModel.load(folder)
-    _refuse_other_recipe(name, config, model.config)
-    prepared = open_prepared(source, model.config)
-    truth, coarse = (values[:, 0] for values in prepared.arrays(prepared.test))
-    amount = model.transforms.nonnegative[0]
-    rows = baseline_rows(
-        *(0, amount, coarse, truth, members, prepared, model, list(baselines(nonnegative=amount)))
-    )
-    own = {"amount": amount, "factor": model.factor}
-    for title, conserve in (("ours", False), ("ours, conserving coarse means", True)):
-        started = time.perf_counter()
-        drawn = ensemble(
-            *(model, prepared.coarse, prepared.test.start, prepared.test.stop),
-            members=members,
-            conserve=conserve,
-        )
-        _say(f"{name}, {title}: {time.perf_counter() - started:.1f} s")
-        rows.append({"method": title, **scores(torch.from_numpy(drawn[:, :, 0]), truth, **own)})
-    units = model.variables[0].units
-    return table(rows, amount=amount, units=units, title=f"{case.title}; {len(truth)} test times")
-
-
-def _refuse_other_recipe(name: str, wanted: Config, found: Config) -> None:
-    """A model in the folder must be of this recipe's split: else it may know the test part."""
-    if (wanted.split, wanted.variables) != (found.split, found.variables):
-        raise SystemExit(f"{name}: the model there was trained with another split; remove it")
+    if (config.split, config.variables) != (model.config.split, model.config.variables):
+        raise SystemExit(f"{folder}: trained with another split or variables; remove it")
+    return model
 
 
 def _say(line: object) -> None:

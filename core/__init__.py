@@ -22,6 +22,8 @@ _PUBLIC = {
     "Posterior": "core.denoiser",
     "FitConfig": "core.training",
     "fit": "core.training",
+    "VAE": "core.vae",
+    "EnergyModel": "core.energy",
     "load_checkpoint": "core.checkpoint",
     "save_checkpoint": "core.checkpoint",
 }

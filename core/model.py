@@ -5,7 +5,8 @@ r"""The one contract: every family of models is a `GenerativeModel`.
     log_prob(x, context)  -> Density   ln p(x | context) in nats, and how far to trust it
 
 Shapes are batch first, event last: `x` is (B, \*E); samples are (\*S, B, \*E). A context is a
-tensor, or a mapping with any of the keys `field` (B, C, H, W), `vector` (B, D) and `label` (B,).
+tensor, or a mapping with any of the keys `field` (B, C, H, W), `vector` (B, D) and `label` (B,);
+models of counts know `library` (B,), too, the total that the means are shares of.
 Time runs from t = 0 (data) to t = 1 (noise).
 """
 
@@ -15,7 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from core.random import Generators
 
 Context = Tensor | Mapping[str, Tensor] | None
-DensityKind = Literal["exact", "unbiased", "lower_bound"]
+DensityKind = Literal["exact", "unbiased", "lower_bound", "estimate"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Density:
 
     Attributes:
         value: (B,) ln p(x | context), an unbiased estimate of it, or a lower bound on it.
-        kind: "exact" (up to the solver's tolerance), "unbiased" or "lower_bound".
+        kind: "exact" (up to the solver's tolerance), "unbiased", "lower_bound", or "estimate"
+            (consistent, but neither a bound nor unbiased).
         stderr: (B,) standard error of a Monte-Carlo `value`; None where nothing is random.
     """
 
@@ -72,6 +74,8 @@ class GenerativeModel(nn.Module, ABC):
 
     event_shape: torch.Size
     context_shape: torch.Size | None
+    takes_net: ClassVar[bool] = True
+    """Whether the first argument is the network that the config calls `net`."""
 
     @abstractmethod
     def loss(

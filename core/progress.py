@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Iterator
+from time import monotonic
 
 Advance = Callable[[int], None]
 
@@ -47,12 +47,12 @@ def _bar(total: int, unit: str, done: int) -> Iterator[Advance]:
     columns = (BarColumn(), TextColumn("{task.completed}/{task.total}"), left, TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total, completed=done, left=unit)
-        began, count = time.monotonic(), 0
+        began, count = monotonic(), 0
 
         def advance(items: int) -> None:
             nonlocal count
             count += items
-            said = _rate(count, total - done - count, time.monotonic() - began, unit)
+            said = _rate(count, total - done - count, monotonic() - began, unit)
             bar.update(task, advance=items, left=said)
 
         yield advance
@@ -60,13 +60,13 @@ def _bar(total: int, unit: str, done: int) -> Iterator[Advance]:
 
 @contextlib.contextmanager
 def _lines(total: int, unit: str, done: int, seconds_per_line: float) -> Iterator[Advance]:
-    began = last = time.monotonic()
+    began = last = monotonic()
     count = 0
 
     def advance(items: int) -> None:
         nonlocal count, last
         count += items
-        now = time.monotonic()
+        now = monotonic()
         if now - last >= seconds_per_line or done + count >= total:
             last = now
             said = _rate(count, total - done - count, now - began, unit)

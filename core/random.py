@@ -68,6 +68,30 @@ def rand(
     return _draw(torch.rand, shape, generator, device, dtype)
 
 
+def gamma(concentration: Tensor, generator: Generators | None = None) -> Tensor:
+    """Draws of Gamma(concentration, 1), of its shape; generators as for `randn`."""
+    return _draw_law(torch._standard_gamma, concentration, generator)
+
+
+def poisson(rate: Tensor, generator: Generators | None = None) -> Tensor:
+    """Draws of Poisson(rate), of the rate's shape and type; generators as for `randn`."""
+    return _draw_law(torch.poisson, rate, generator)
+
+
+def _draw_law(function: object, parameter: Tensor, generator: Generators | None) -> Tensor:
+    if generator is None:
+        return function(parameter)  # type: ignore[operator]
+    if isinstance(generator, torch.Generator):
+        drawn = function(parameter.to(generator.device), generator=generator)  # type: ignore[operator]
+        return drawn.to(parameter.device)
+    if len(generator) != len(parameter):
+        raise ValueError(
+            f"{len(generator)} generators for {len(parameter)} samples: one each is needed"
+        )
+    rows = [_draw_law(function, p, g) for p, g in zip(parameter, generator, strict=True)]
+    return torch.stack(rows) if rows else torch.empty_like(parameter)
+
+
 def _draw(
     function: object,
     shape: Sequence[int],

@@ -18,7 +18,9 @@ from core.model import GenerativeModel
 
 FAMILIES = {
     "diffusion": "core.diffusion.Diffusion",
+    "energy": "core.energy.EnergyModel",
     "flow_matching": "core.flow_matching.FlowMatching",
+    "vae": "core.vae.VAE",
 }
 NETS = {
     "mlp": "core.nets.MLP",
@@ -44,6 +46,8 @@ def build(config: Mapping[str, Any]) -> GenerativeModel:
     if "event_shape" not in options:
         raise AleatorError("model config: event_shape is missing")
     event_shape = tuple(options.pop("event_shape"))
+    if not family.takes_net:  # it has several, under other names
+        return _call("family", family, options, event_shape)
     net = build_net(options.pop("net", {}), event_shape, options.get("learned_variance", False))
     return _call("family", family, options, net, event_shape)
 

@@ -7,6 +7,7 @@ the summaries of `calibration` leave out; nothing else is ever dropped silently.
 
 from core.evaluation.averages import Interval, block_bootstrap, nan_mean
 from core.evaluation.calibration import SpreadSkill, coverage, pit, rank_histogram, spread_skill
+from core.evaluation.chains import effective_sample_size, split_r_hat
 from core.evaluation.proper_scores import crps_ensemble, energy_score
 
 __all__ = [
@@ -15,9 +16,11 @@ __all__ = [
     "block_bootstrap",
     "coverage",
     "crps_ensemble",
+    "effective_sample_size",
     "energy_score",
     "nan_mean",
     "pit",
     "rank_histogram",
+    "split_r_hat",
     "spread_skill",
 ]

@@ -22,6 +22,7 @@ class MLP(nn.Module):
         vector_dim: int = 0,
         classes: int = 0,
         out_channels: int | None = None,
+        out_shape: Sequence[int] | None = None,
         width: int = 128,
         blocks: int = 3,
         dropout: float = 0.0,
@@ -33,12 +34,13 @@ class MLP(nn.Module):
             vector_dim: length of the context `vector`, 0 if none.
             classes: number of values of the context `label`, 0 if none.
             out_channels: size of the first event axis of the output; as the input's if None.
+            out_shape: shape of the output, where it is not that of the input: encoders, decoders.
             width: hidden features.
             blocks: residual blocks.
             dropout: probability, inside the blocks.
         """
         super().__init__()
-        self.out_shape = (out_channels or event_shape[0], *event_shape[1:])
+        self.out_shape = tuple(out_shape or (out_channels or event_shape[0], *event_shape[1:]))
         self.condition = ConditionEmbedding(width, vector_dim, classes)
         self.first = nn.Linear(math.prod(event_shape), width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))

@@ -469,7 +469,7 @@ def test_tasks_in_flight_are_bounded(tmp_path, scheduler, monkeypatch):
 
 def test_progress_in_a_log_file_is_plain_lines(capsys, monkeypatch):
     clock = iter([0.0, 10.0, 40.0, 45.0])
-    monkeypatch.setattr("core.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("core.progress.monotonic", lambda: next(clock))
     with progress_bar(100, "hours", done=20) as advance:
         advance(20)
         advance(20)

@@ -1,0 +1,241 @@
+r"""The variational autoencoder, conditional, on any likelihood.
+
+    -loss = E_q ln p(x | z, c) - β KL(q(z | x, c) ‖ p(z)),   z = μ(x, c) + σ(x, c) ε
+
+β ≠ 1 weighs the rate against the distortion (Higgins et al. 2017); free bits leave each latent
+dimension that many nats for nothing (Kingma et al. 2016, arXiv:1606.04934); warm-up raises β
+from zero over the first steps (Sønderby et al. 2016, arXiv:1602.02282). Whatever was trained,
+`log_prob` is a bound on the evidence: it knows neither β nor free bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+from core.distributions import Law
+from core.errors import AleatorError
+from core.model import Context, Density, Loss
+from core.random import Generators, rand, randn
+from core.vae.base import LatentModel, make_net, repeat_context, repeat_rows, run_net, sum_event
+from core.vae.likelihoods import Likelihood
+
+
+class VAE(LatentModel):
+    """A VAE with a standard normal prior and a diagonal Gaussian posterior."""
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        context_shape: Sequence[int] | None = None,
+        *,
+        latent_dim: int = 16,
+        likelihood: str | Mapping[str, Any] | Likelihood = "gaussian",
+        encoder: nn.Module | Mapping[str, Any] | None = None,
+        decoder: nn.Module | Mapping[str, Any] | None = None,
+        beta: float = 1.0,
+        free_bits: float = 0.0,
+        warmup: int = 0,
+    ) -> None:
+        """Assemble.
+
+        Args:
+            event_shape: E.
+            context_shape: shape of the main context tensor of one example, for the record.
+            latent_dim: D, the length of z.
+            likelihood: p(x | z); see `core.vae.likelihoods`.
+            encoder: (features of x (B, *E), zeros (B,), context) -> (B, 2 D), mean and
+                log-variance of q; a module, or the config of a network (by default an MLP).
+            decoder: (z (B, D), zeros (B,), context) -> (B, outputs · E_0, ...).
+            beta: weight of the KL divergence in the loss.
+            free_bits: nats for each latent dimension below which its KL is not reduced further.
+            warmup: training steps over which β rises linearly from 0.
+
+        Raises:
+            AleatorError: an option out of range, an unknown likelihood or network.
+        """
+        super().__init__(event_shape, context_shape, likelihood)
+        if latent_dim < 1 or beta < 0 or free_bits < 0 or warmup < 0:
+            raise AleatorError(
+                f"vae: latent_dim={latent_dim}, beta={beta}, free_bits={free_bits}, "
+                f"warmup={warmup}; a positive dimension and no negative weights are needed"
+            )
+        self.latent_dim, self.beta = latent_dim, beta
+        self.free_bits, self.warmup = free_bits, warmup
+        e = self.event_shape
+        self.encoder = make_net(encoder, e, (2 * latent_dim,))
+        self.decoder = make_net(decoder, (latent_dim,), (self.likelihood.outputs * e[0], *e[1:]))
+
+    def encode(self, x: Tensor, context: Context = None) -> Independent:
+        """q(z | x, context) of examples (B, *E): a diagonal Gaussian over (D,)."""
+        self.check(x, context)
+        return self._encode(x, self.with_library(context, x))
+
+    def _encode(self, x: Tensor, context: Context) -> Independent:
+        output = run_net(self.encoder, self.likelihood.features(x), context)
+        mean, log_variance = output.chunk(2, 1)
+        scale = (0.5 * log_variance.clamp(-30.0, 30.0)).exp()
+        return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+
+    def decode(self, z: Tensor, context: Context = None) -> Law:
+        """p(x | z, context) for latents (N, D)."""
+        return self.likelihood(run_net(self.decoder, z, context), self.library_of(context))
+
+    def loss(
+        self, x: Tensor, context: Context = None, *, generator: Generators | None = None
+    ) -> Loss:
+        """Negative ELBO with weighted KL of examples x (B, *E), value (B,) nats.
+
+        In training mode each call counts as one step of the warm-up.
+        """
+        self.check(x, context)
+        context = self.with_library(context, x)
+        q = self._encode(x, context)
+        eps = randn(q.mean.shape, generator, device=x.device, dtype=q.mean.dtype)
+        law = self.decode(q.mean + q.stddev * eps, context)
+        reconstruction = -sum_event(law.log_prob(x))
+        kl = kl_to_standard_normal(q)
+        beta = self._beta()
+        value = reconstruction + beta * free_bits(kl, self.free_bits)
+        terms = {"reconstruction": reconstruction.detach(), "kl": kl.detach().sum(1)}
+        terms["elbo"] = -(terms["reconstruction"] + terms["kl"])
+        terms["beta"] = torch.full_like(terms["kl"], beta)
+        return Loss(value, terms)
+
+    def _beta(self) -> float:
+        beta = self.beta
+        if self.warmup:
+            beta *= min(1.0, int(self.step) / self.warmup)
+        if self.training:
+            self.step += 1
+        return beta
+
+    @torch.no_grad()
+    def elbo(
+        self,
+        x: Tensor,
+        context: Context = None,
+        *,
+        draws: int = 16,
+        generator: Generators | None = None,
+    ) -> Density:
+        """E_q ln p(x | z) - KL(q ‖ p), the KL in closed form; (B,) nats with standard error."""
+        self.check(x, context)
+        context = self.with_library(context, x)
+        q = self._encode(x, context)
+        log_p = self._log_likelihood(x, self._draws(q, draws, generator), context)
+        value = log_p.mean(1) - kl_to_standard_normal(q).sum(1)
+        stderr = log_p.std(1) / math.sqrt(draws) if draws > 1 else None
+        return Density(value, "lower_bound", stderr)
+
+    def log_weights(  # noqa: D102
+        self, x: Tensor, context: Context, draws: int, generator: Generators | None
+    ) -> Tensor:
+        context = self.with_library(context, x)
+        q = self._encode(x, context)
+        z = self._draws(q, draws, generator)
+        return self._log_likelihood(x, z, context) + _log_ratio(z, q)
+
+    def _draws(self, q: Independent, draws: int, generator: Generators | None) -> Tensor:
+        """Latents (B, draws, D) of q."""
+        mean, scale = q.mean[:, None], q.stddev[:, None]
+        shape = (len(mean), draws, self.latent_dim)
+        return mean + scale * randn(shape, generator, device=mean.device, dtype=mean.dtype)
+
+    def _log_likelihood(self, x: Tensor, z: Tensor, context: Context) -> Tensor:
+        """Log-likelihood ln p(x | z) of latents (B, K, D), (B, K)."""
+        k = z.shape[1]
+        law = self.decode(z.flatten(0, 1), repeat_context(context, k))
+        return sum_event(law.log_prob(repeat_rows(x, k))).reshape(-1, k)
+
+    @torch.no_grad()
+    def sample_posterior(
+        self,
+        x: Tensor,
+        shape: Sequence[int] = (),
+        context: Context = None,
+        *,
+        candidates: int = 1,
+        generator: Generators | None = None,
+    ) -> Tensor:
+        """Latents given examples: draws of q, or nearer to p(z | x) by importance resampling.
+
+        Args:
+            x: (B, *E).
+            shape: S, draws for each example.
+            context: condition, batch B.
+            candidates: draws of q from which one is kept in proportion to its importance weight;
+                1 gives q itself, many the model's true posterior.
+            generator: one stream, or one for each example (B of them).
+
+        Returns:
+            (*S, B, D).
+        """
+        self.check(x, context)
+        context = self.with_library(context, x)
+        q = self._encode(x, context)
+        draws = math.prod(shape)
+        z = self._draws(q, draws * candidates, generator)
+        if candidates > 1:
+            log_w = self._log_likelihood(x, z, context) + _log_ratio(z, q)
+            share = log_w.reshape(len(x), draws, candidates).softmax(2).cumsum(2)
+            u = rand((len(x), draws, 1), generator, device=z.device, dtype=z.dtype)
+            chosen = (share < u * share[..., -1:]).sum(2, keepdim=True)[..., None]
+            z = z.reshape(len(x), draws, candidates, -1)
+            z = z.gather(2, chosen.expand(-1, -1, -1, self.latent_dim))[:, :, 0]
+        return z.transpose(0, 1).reshape(*shape, len(x), self.latent_dim)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: Sequence[int] = (),
+        context: Context = None,
+        *,
+        sampler: str | None = None,
+        guidance: Any = None,
+        generator: Generators | None = None,
+    ) -> Tensor:
+        """Draw z from the prior, then x from p(x | z): (*S, B, *E), or (*S, *E) without context.
+
+        Args:
+            shape: S.
+            context: condition, batch B; with a likelihood that shares a total, `library` in it.
+            sampler: "data" (the default) draws x, "mean" returns the mean of p(x | z).
+            guidance: none is known for this family.
+            generator: one stream, or prod(S) · B of them, S-major.
+        """
+        if guidance is not None or sampler not in (None, "data", "mean"):
+            raise AleatorError(
+                f"sampler={sampler!r}, guidance={guidance!r}: a VAE knows the samplers data and "
+                "mean, and no guidance"
+            )
+        rows, repeated, leading = self.layout(shape, context)
+        like = self.new()
+        z = randn((rows, self.latent_dim), generator, device=like.device, dtype=like.dtype)
+        law = self.decode(z, repeated)
+        x = law.mean if sampler == "mean" else law.sample(generator)
+        return x.reshape(*leading, *self.event_shape)
+
+
+def kl_to_standard_normal(q: Independent) -> Tensor:
+    """KL(N(μ, σ²) ‖ N(0, 1)) of each dimension, (B, D) nats."""
+    mean, variance = q.mean, q.variance
+    return 0.5 * (mean.square() + variance - 1 - variance.log())
+
+
+def free_bits(kl: Tensor, free: float) -> Tensor:
+    """KL (B, D) summed to (B,); dimensions whose batch mean is below `free` are held at it."""
+    if not free:
+        return kl.sum(1)
+    return torch.where(kl.mean(0) > free, kl, torch.full_like(kl, free)).sum(1)
+
+
+def _log_ratio(z: Tensor, q: Independent) -> Tensor:
+    """Log-ratio ln p(z) - ln q(z) of latents (B, K, D), (B, K); the constants cancel."""
+    eps = (z - q.mean[:, None]) / q.stddev[:, None]
+    return 0.5 * (eps.square() - z.square()).sum(2) + q.stddev.log().sum(1)[:, None]
