@@ -27,7 +27,7 @@ from apps.single_cell.model import CellVAE, log_profile, make_context
 from core.random import keyed_generator
 from core.training import FitConfig, Fitted, fit
 
-EPOCHS, LEAST_STEPS, MOST_STEPS = 40, 500, 20_000
+EPOCHS, LEAST_STEPS, MOST_STEPS = 20, 400, 20_000
 CHECKS = 10
 """Validations in a training run."""
 
