@@ -98,7 +98,7 @@ def split(
     """
     if as_published:
         x = _molecules(counts, share)
-        drawn = np.random.RandomState(seed).binomial(x.data, share)  # noqa: NPY002 (as published)
+        drawn = np.random.RandomState(seed).binomial(x.data, share)
         train, test = _parts(x, drawn)
     else:
         train, test = thin(counts, share, seed)

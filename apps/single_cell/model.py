@@ -34,7 +34,9 @@ LEVEL, DISPERSION = 0.1, 0.5
 class Encoder(nn.Module):
     """(features (B, G + 1), covariates) -> mean and log-variance of z, (B, 2 D)."""
 
-    def __init__(self, genes: int, latent: int, width: int, covariates: int, dropout: float):
+    def __init__(
+        self, genes: int, latent: int, width: int, covariates: int, dropout: float
+    ) -> None:
         super().__init__()
         self.first = nn.Linear(genes, width)
         self.rest = nn.Linear(1 + covariates, width)
@@ -59,7 +61,9 @@ class Decoder(nn.Module):
 
     start: Tensor
 
-    def __init__(self, profile: Tensor, latent: int, width: int, covariates: int, dropout: float):
+    def __init__(
+        self, profile: Tensor, latent: int, width: int, covariates: int, dropout: float
+    ) -> None:
         super().__init__()
         self.first = nn.Linear(latent + covariates, width)
         self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
@@ -107,7 +111,8 @@ class CellVAE(VAE):
             covariates: C, width of the design.
             batches: number of them, for dispersions of each batch.
         """
-        assert config.latent is not None and config.likelihood is not None
+        assert config.latent is not None
+        assert config.likelihood is not None
         assert config.strength is not None
         genes, size = len(profile), (config.latent, config.width, covariates, config.dropout)
         groups = batches if config.dispersion == "gene-batch" else 1

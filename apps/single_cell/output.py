@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,23 @@ class Additions:
     obs: Mapping[str, np.ndarray] = field(default_factory=dict)
     var: Mapping[str, np.ndarray] = field(default_factory=dict)
     uns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Layers that are too big to hold, and what is known when they are written.
+
+    Attributes:
+        names: of the layers.
+        dtype: of their values, e.g. "float32".
+        parts: (start, stop, one array (stop - start, G) for each name), first cell to last.
+        finish: called after the last part; gives the other additions.
+    """
+
+    names: Sequence[str]
+    dtype: str
+    parts: Iterable[tuple[int, int, Sequence[np.ndarray]]]
+    finish: Callable[[], Additions]
 
 
 def check_output(
@@ -99,14 +116,14 @@ def annotate(cells: Cells, added: Additions) -> ad.AnnData:
 
 
 def write_cells(
-    cells: Cells, output: Path | str, added: Additions, *, overwrite: bool = False
+    cells: Cells, output: Path | str, added: Additions | Blocks, *, overwrite: bool = False
 ) -> Path:
     """Write the source of these cells with additions.
 
     Args:
         cells: N cells.
         output: `.h5ad` or `.zarr`.
-        added: of these cells and all genes of the source.
+        added: of these cells and all genes of the source; `Blocks` are written as they come.
         overwrite: whether an existing output may be replaced.
 
     Returns:
@@ -123,9 +140,12 @@ def write_cells(
             assert cells.path is not None
             copy = shutil.copytree if cells.path.is_dir() else shutil.copyfile
             copy(cells.path, partial)
-            _add(partial, added)
         else:
-            _write(annotate(cells, added), partial, path.suffix)
+            _write(annotate(cells, Additions()), partial, path.suffix)
+        if isinstance(added, Blocks):
+            _stream(partial, added)
+            added = added.finish()
+        _add(partial, added)
     except OSError as error:
         _remove(partial)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -157,6 +177,32 @@ def _write(adata: ad.AnnData, path: Path, suffix: str) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*zarr v2.*")
         adata.write_zarr(path)
+
+
+def _stream(path: Path, blocks: Blocks) -> None:
+    """Write layers part by part into a store."""
+    from anndata.io import write_elem
+
+    with _writable(path) as store:
+        shape = _shape(store)
+        if "layers" not in store:
+            write_elem(store, "layers", {})
+        targets = [_layer(store["layers"], name, shape, blocks.dtype) for name in blocks.names]
+        for start, stop, arrays in blocks.parts:
+            for target, values in zip(targets, arrays, strict=True):
+                target[start:stop] = values.astype(blocks.dtype)
+
+
+def _layer(layers: Any, name: str, shape: tuple[int, int], dtype: str) -> Any:
+    """An empty dense layer, as AnnData stores it; one of that name is replaced."""
+    if name in layers:
+        del layers[name]
+    chunks = (min(shape[0], 256), shape[1])
+    create = getattr(layers, "create_array", None) or layers.create_dataset
+    target = create(name, shape=shape, dtype=dtype, chunks=chunks)
+    target.attrs["encoding-type"] = "array"
+    target.attrs["encoding-version"] = "0.2.0"
+    return target
 
 
 def _add(path: Path, added: Additions) -> None:

@@ -98,7 +98,7 @@ class Verdict:
             "differences": {name: list(pair) for name, pair in self.differences.items()},
             "coverage": self.coverage,
             "cells": self.cells,
-            "tried": {name: loss for name, loss in self.tried},
+            "tried": dict(self.tried),
             "helps": self.helps,
             "hurts": self.hurts,
             "sentence": self.sentence(),

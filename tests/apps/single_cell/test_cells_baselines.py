@@ -120,7 +120,7 @@ def test_one_neighbour_is_the_cell_itself(known):
 
 
 def test_diffusion_brings_cells_together(known):
-    counts, rates = known
+    counts, _rates = known
 
     def spread(t):
         found = Diffusion(t, 5, Components(5, "sqrt")).fit(counts).predict(counts)
