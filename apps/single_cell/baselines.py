@@ -271,8 +271,8 @@ def baselines(*, seed: int = 0) -> dict[str, Baseline]:
         "library mean": LibraryMean(),
         "nearest neighbours": Neighbours(),
         "diffusion (MAGIC)": Diffusion(components=Components(100, "sqrt", seed)),
-        "PCA, log": Components(15, "log", seed),
-        "PCA, square root": Components(15, "sqrt", seed),
+        "PCA (log)": Components(15, "log", seed),
+        "PCA (square root)": Components(15, "sqrt", seed),
         "Poisson NMF": PoissonFactors(seed=seed),
     }
 
