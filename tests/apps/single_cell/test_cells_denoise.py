@@ -170,7 +170,7 @@ def test_written_by_blocks_is_what_is_returned(fitted, tmp_path, end):
 
 
 def test_unlike_cells_have_high_scores_and_like_ones_do_not(fitted):
-    denoiser, adata, _ = fitted
+    denoiser, *_ = fitted
     like, _ = known(seed=5)
     assert (denoiser.denoise(like).obs["aleator_ood"] > 1).mean() < 0.08
     x = like.X.toarray()
@@ -279,7 +279,5 @@ def test_raw_slot_has_no_layers(fitted):
     denoiser, adata, _ = fitted
     held = adata.copy()
     held.raw = adata
-    with pytest.raises(AleatorError, match="raw.to_adata"):
+    with pytest.raises(AleatorError, match=r"raw\.to_adata"):
         denoiser.denoise(held, "raw")
-
-
