@@ -23,6 +23,7 @@ _PUBLIC = {
     "FitConfig": "core.training",
     "fit": "core.training",
     "VAE": "core.vae",
+    "posterior": "core.posterior",
     "EnergyModel": "core.energy",
     "load_checkpoint": "core.checkpoint",
     "save_checkpoint": "core.checkpoint",

@@ -12,17 +12,18 @@ L_0, L_t and L_T, is `Diffusion.elbo`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from core.coupling import Coupling, make_coupling
 from core.errors import AleatorError
 from core.model import Context, Density, Loss
 from core.path_model import PathModel, per_example_uniform
 from core.paths import Path, Point
-from core.random import Generators
+from core.random import Generators, randn
 
 Weighting = Literal["edm", "simple", "v", "velocity", "elbo"]
 Times = Literal["log_normal", "uniform", "logit_normal"]
@@ -43,6 +44,7 @@ class Diffusion(PathModel):
         log_sigma_mean: float = -0.8,
         log_sigma_std: float = 1.4,
         variance_weight: float = 1e-3,
+        coupling: str | Mapping[str, Any] | Coupling = "independent",
         **options: Any,
     ) -> None:
         """Assemble.
@@ -58,6 +60,10 @@ class Diffusion(PathModel):
             log_sigma_std: its standard deviation.
             variance_weight: weight of the bound that trains a learned variance (L_hybrid of
                 Nichol and Dhariwal 2021, arXiv:2102.09672; the mean is held fixed in it).
+            coupling: of examples and noise in a batch; see `core.coupling`. With any but
+                "independent" the readings `velocity` and `x0` are those of the coupled flow, and
+                deterministic samplers and densities right; the score is not, nor is what rests
+                on it: stochastic samplers, guidance and the variational bound.
             **options: `PathModel`'s.
         """
         super().__init__(net, event_shape, context_shape, path=path, **options)
@@ -72,13 +78,23 @@ class Diffusion(PathModel):
         self.log_sigma_mean = log_sigma_mean
         self.log_sigma_std = log_sigma_std
         self.variance_weight = variance_weight
+        self.coupling = make_coupling(coupling)
 
     def loss(
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
     ) -> Loss:
-        """Weighted squared error per element of examples x (B, *E), value (B,)."""
+        """Weighted squared error per element of examples x (B, *E), value (B,).
+
+        A context with the key `noise` (B, *E) says which noise goes with which example: the pairs
+        of `core.reflow`.
+        """
         t = self.draw_times(len(x), generator).to(x)
-        x_t, _, point = self.noised(x, t, generator)
+        context, eps = given_noise(context)
+        if eps is None:
+            eps = randn(x.shape, generator, device=x.device, dtype=x.dtype)
+            eps = self.coupling(x, eps, context)
+        point = self.path.at(t, x)
+        x_t = point.alpha * x + point.sigma * eps
         posterior = self.denoise(x_t, t, self.drop_context(context, generator))
         error = (posterior.mean - x).square().flatten(1).mean(1)
         weight = error_weight(self.weighting, point, self.denoiser.sigma_data).flatten()
@@ -123,6 +139,14 @@ class Diffusion(PathModel):
         return diffusion_elbo(
             self.bind(context), x, path=self.path, steps=steps, generator=generator, **options
         ).density
+
+
+def given_noise(context: Context) -> tuple[Context, Tensor | None]:
+    """The context without the noise that it brings, and that noise."""
+    if not isinstance(context, Mapping) or "noise" not in context:
+        return context, None
+    rest = {name: part for name, part in context.items() if name != "noise"}
+    return rest or None, context["noise"]
 
 
 def error_weight(weighting: str, point: Point, sigma_data: float) -> Tensor:

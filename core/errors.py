@@ -11,3 +11,7 @@ class AleatorError(ValueError):
 
 class CheckpointError(AleatorError):
     """A checkpoint is missing, damaged, of another application or of a newer version."""
+
+
+class Unsupported(AleatorError, TypeError, AttributeError):
+    """A verb that a family does not have; the message says what to use instead."""

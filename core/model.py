@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from core.errors import Unsupported
 from core.random import Generators
 
 Context = Tensor | Mapping[str, Tensor] | None
@@ -76,6 +77,14 @@ class GenerativeModel(nn.Module, ABC):
     context_shape: torch.Size | None
     takes_net: ClassVar[bool] = True
     """Whether the first argument is the network that the config calls `net`."""
+    unsupported: ClassVar[Mapping[str, str]] = {}
+    """Verbs that a family has not although its parents do, and what to use instead."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what to use instead of a verb that is not there."""
+        if name in ("denoise", "encode"):
+            raise Unsupported(unsupported(type(self), name))
+        return super().__getattr__(name)
 
     @abstractmethod
     def loss(
@@ -110,9 +119,21 @@ class GenerativeModel(nn.Module, ABC):
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
     ) -> Density:
         """Log-density ln p(x | context) of examples (B, *E), in nats."""
-        raise TypeError(
-            f"{type(self).__name__} has no density; diffusion, flow matching and flows have one"
-        )
+        raise Unsupported(unsupported(type(self), "log_prob"))
+
+
+INSTEAD = {
+    "log_prob": "diffusion, flow matching, flows, VAEs and energy models have a density",
+    "denoise": "diffusion, flow matching and consistency models denoise",
+    "encode": "VAEs and latent models encode",
+    "posterior": "diffusion, flow matching, flows, VAEs and energy models have a posterior",
+}
+
+
+def unsupported(family: type[GenerativeModel], verb: str) -> str:
+    """The message of a verb that a family does not have."""
+    instead = family.unsupported.get(verb, INSTEAD[verb])
+    return f"{family.__name__} has no {verb}: {instead}"
 
 
 @runtime_checkable

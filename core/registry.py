@@ -17,12 +17,18 @@ from core.errors import AleatorError
 from core.model import GenerativeModel
 
 FAMILIES = {
+    "consistency": "core.consistency.ConsistencyModel",
     "diffusion": "core.diffusion.Diffusion",
     "energy": "core.energy.EnergyModel",
     "flow_matching": "core.flow_matching.FlowMatching",
+    "latent_diffusion": "core.vae.LatentDiffusion",
+    "latent_flow_matching": "core.vae.LatentFlowMatching",
+    "hierarchical_vae": "core.vae.BottomUpVAE",
+    "top_down_vae": "core.vae.TopDownVAE",
     "vae": "core.vae.VAE",
 }
 NETS = {
+    "coder": "core.nets.Coder",
     "mlp": "core.nets.MLP",
     "unet": "core.nets.UNet",
 }

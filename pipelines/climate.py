@@ -39,9 +39,13 @@ Settings = Annotated[
 @app.command()
 @friendly
 def downscale(
-    source: Annotated[
-        str | None,
-        typer.Argument(metavar="[INPUT]", help="Coarse NetCDF, Zarr or GRIB; the sample if none."),
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUT]...",
+            help="Coarse NetCDF, Zarr or GRIB; the sample if none. Several are parts of a series, "
+            "or, for a model trained with --predictors, files of different predictors.",
+        ),
     ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="OUT.nc or OUT.zarr; OUT.png goes beside it.")
@@ -80,7 +84,7 @@ def downscale(
     from apps.climate_downscaling.run import Request, run
 
     request = Request(
-        source=source,
+        sources=tuple(sources or ()),
         output=output,
         model=model,
         members=members,
@@ -128,6 +132,15 @@ def train(
     factor: Annotated[
         int | None, typer.Option(help="Fine cells per side of a coarse cell.")
     ] = None,
+    predictors: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--predictors",
+            metavar="FILE",
+            help="Learn from this file (say, a reanalysis) instead of block means of DATA; "
+            "repeat for several files. Grids may differ; the first one's is used.",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="JSON file with the configuration.")] = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -135,11 +148,21 @@ def train(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a model on fine data: regress the mean, then learn what is left as a distribution."""
+    """Train a model on fine data: regress the mean, then learn what is left as a distribution.
+
+    With --factor the model learns to undo averaging over blocks of cells; with --predictors, to
+    tell observations from a reanalysis (perfect prognosis), and may then be driven by any model.
+    """
     from apps.climate_downscaling.config import read_config
     from apps.climate_downscaling.train import train as run
 
-    chosen = read_config(config, overrides(settings or []), variables=variables, factor=factor)
+    chosen = read_config(
+        config,
+        overrides(settings or []),
+        variables=variables,
+        factor=factor,
+        predictors=predictors or (),
+    )
     run(
         data, output, chosen, seed=seed, resume=resume, device=device, overwrite=overwrite, say=say
     )

@@ -175,17 +175,7 @@ def find_variable(dataset: xr.Dataset, wanted: str, where: str) -> str:
     Raises:
         AleatorError: absent, or several fit.
     """
-    present = {str(name): dataset[name] for name in dataset.data_vars}
-    if wanted in present:
-        return wanted
-    key = canonical_name(wanted) or wanted
-    if key in present:
-        return key
-    fits = [name for name, variable in present.items() if identify(name, variable) == key]
-    if not fits:
-        fits = [name for name, v in present.items() if attribute(v, "standard_name") == wanted]
-    by_name = [name for name in fits if canonical_name(name) == key]
-    fits = by_name if len(by_name) == 1 else fits
+    fits = fitting(dataset, wanted)
     if len(fits) == 1:
         return fits[0]
     if fits:
@@ -193,9 +183,24 @@ def find_variable(dataset: xr.Dataset, wanted: str, where: str) -> str:
             f"{where}: {', '.join(sorted(fits))} could each be {wanted}; "
             f"name the one you mean (--variables {sorted(fits)[0]})"
         )
+    present = {str(name): dataset[name] for name in dataset.data_vars}
     fields = [n for n, v in present.items() if v.ndim >= 2 and v.dtype.kind in "fiu"]
     listed = ", ".join(_label(name, present[name]) for name in fields) or "no field at all"
     raise AleatorError(f"{where}: no variable {wanted}; it has {listed}")
+
+
+def fitting(dataset: xr.Dataset, wanted: str) -> list[str]:
+    """The file's names of all variables that could be the one wanted; see `find_variable`."""
+    present = {str(name): dataset[name] for name in dataset.data_vars}
+    key = canonical_name(wanted) or wanted
+    for name in (wanted, key):
+        if name in present:
+            return [name]
+    fits = [name for name, variable in present.items() if identify(name, variable) == key]
+    if not fits:
+        fits = [name for name, v in present.items() if attribute(v, "standard_name") == wanted]
+    by_name = [name for name in fits if canonical_name(name) == key]
+    return by_name if len(by_name) == 1 else fits
 
 
 def identify(name: str, variable: xr.DataArray) -> str | None:

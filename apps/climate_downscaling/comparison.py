@@ -57,8 +57,11 @@ def compare(
     tables = []
     for v, variable in enumerate(model.variables):
         amount = model.transforms.nonnegative[v]
-        rows = baseline_rows(v, amount, coarse[v], known[v], members.shape[1], prepared, model)
-        own = scores(members[v], known[v], amount=amount, factor=model.factor)
+        rows: list[Row] = []
+        if model.factor:
+            given = (coarse[v], known[v], members.shape[1], prepared, model)
+            rows = baseline_rows(v, amount, *given)
+        own = scores(members[v], known[v], amount=amount, factor=model.factor or None)
         rows.append({"method": "this model", **own})
         title = f"{variable.name}, {len(ours)} time steps, {first} to {last}"
         tables.append(table(rows, amount=amount, units=variable.units, title=title))

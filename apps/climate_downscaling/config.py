@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from apps.climate_downscaling.mean import MeanConfig
+from apps.climate_downscaling.predictors import PredictorConfig
 from core.errors import AleatorError
 from core.training import FitConfig
 
@@ -75,7 +76,8 @@ class Config:
 
     Attributes:
         variables: CMIP short names, in order.
-        factor: fine cells per side of a coarse cell.
+        factor: fine cells per side of a coarse cell; 0 with predictors of their own.
+        predictors: files to learn from in place of block means of the fine data.
         statics: file with orography and land fraction, if the data do not have them.
         transforms: options of the transforms by variable; see `preprocessing`.
         split: which times are for what.
@@ -85,7 +87,8 @@ class Config:
     """
 
     variables: tuple[str, ...]
-    factor: int
+    factor: int = 0
+    predictors: PredictorConfig = field(default_factory=PredictorConfig)
     statics: str | None = None
     transforms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -100,15 +103,20 @@ class Config:
             raise AleatorError("no variables: name at least one, e.g. --variables tas")
         if len(set(self.variables)) != len(self.variables):
             raise AleatorError(f"variables {', '.join(self.variables)}: one is named twice")
-        if self.factor < 2:
+        if self.predictors.files and self.factor:
+            raise AleatorError("give either a factor (block means) or predictors, not both")
+        if not self.predictors.files and self.factor < 2:
             raise AleatorError(f"factor={self.factor}: at least 2 is needed")
 
     def to_dict(self) -> dict[str, Any]:
         """What a checkpoint stores; JSON."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        stored = json.loads(json.dumps(dataclasses.asdict(self)))
+        if not self.predictors.files:
+            del stored["predictors"]
+        return stored
 
 
-for _part in (SplitConfig, ResidualConfig, MeanConfig, FitConfig):
+for _part in (SplitConfig, ResidualConfig, MeanConfig, PredictorConfig, FitConfig):
     setattr(_part, "__pydantic_config__", ConfigDict(extra="forbid"))  # noqa: B010
 
 
@@ -118,27 +126,35 @@ def read_config(
     *,
     variables: str | None = None,
     factor: int | None = None,
+    predictors: Sequence[str] = (),
 ) -> Config:
-    """Put a config together: the file, then overrides, then the two main options.
+    """Put a config together: the file, then overrides, then the main options.
 
     Args:
         file: JSON; None for the defaults.
         overrides: nested mapping.
         variables: comma-separated names.
         factor: fine cells per coarse cell.
+        predictors: files.
 
     Raises:
         AleatorError: the file cannot be read, an option is unknown or has a bad value, or
-            variables or factor are missing.
+            variables are missing, or both factor and predictors are.
     """
     merged = _merge(_read(file) if file else {}, overrides)
     if variables is not None:
         merged["variables"] = [name.strip() for name in variables.split(",") if name.strip()]
     if factor is not None:
         merged["factor"] = factor
-    for name in ("variables", "factor"):
-        if name not in merged:
-            raise AleatorError(f"--{name} is missing; give it, or put it in the config file")
+    if predictors:
+        merged = _merge(merged, {"predictors": {"files": list(predictors)}})
+    if "variables" not in merged:
+        raise AleatorError("--variables is missing; give it, or put it in the config file")
+    if "factor" not in merged and not merged.get("predictors", {}).get("files"):
+        raise AleatorError(
+            "--factor is missing; give it, or put it in the config file (or give --predictors, to "
+            "learn from files of their own)"
+        )
     return parse_config(merged)
 
 

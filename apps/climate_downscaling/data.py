@@ -67,7 +67,7 @@ def open_field(
     Raises:
         AleatorError: anything that is missing, damaged, ambiguous or inconsistent.
     """
-    dataset, where = _open(source)
+    dataset, where = open_source(source)
     wanted = [variables] if isinstance(variables, str) else variables
     field = decode.assemble(dataset, decode.choose(dataset, wanted, where), where, ensemble)
     return field if time_range is None else select_times(field, time_range)
@@ -86,7 +86,7 @@ def open_statics(source: Source, names: Sequence[str] = cf.STATIC) -> tuple[xr.D
     Raises:
         AleatorError: missing, not on a map, or units that do not convert.
     """
-    dataset, where = _open(source)
+    dataset, where = open_source(source)
     found = [cf.find_variable(dataset, name, where) for name in names]
     first = dataset[found[0]].squeeze(drop=True)
     axes = {axis: cf.find_axis(dataset, first, axis) for axis in ("y", "x")}
@@ -132,7 +132,7 @@ def select_times(field: Field, time_range: str) -> Field:
     return field.isel(time=window)
 
 
-def _open(source: Source) -> tuple[xr.Dataset, str]:
+def open_source(source: Source) -> tuple[xr.Dataset, str]:
     """The dataset and what to call it in messages."""
     if isinstance(source, xr.DataArray):
         return source.to_dataset(

@@ -34,18 +34,14 @@ def describe(thing: str) -> str:
 def describe_model(folder: Path) -> str:
     """What a model is, what it was trained on and how well it does."""
     model = DownscalingModel.load(folder)
-    config, mean = model.config, model.mean
+    config = model.config
     written = load_checkpoint(folder).versions
     facts = [
         f"{folder}: downscaling model {model.fingerprint}",
         f"  variables: {', '.join(f'{v.name} ({v.units})' for v in model.variables)}",
         f"  from: {model.coarse_grid.describe()}",
         f"  to:   {model.fine_grid.describe()}",
-        f"  mean: local ridge, length {mean.length:g} cells, strength {mean.strength:g}",
-        *(
-            f"  error of the mean, {name}: {model.dispersion.describe(v)}"
-            for v, name in enumerate(model.names)
-        ),
+        *(f"  {line}" for line in model.describe()),
         f"  residual: {config.residual.family}, {config.residual.context} context, "
         f"sampler {dict(config.residual.sampler)}",
         f"  clock: {', '.join(model.clock) or 'none'}",

@@ -12,20 +12,23 @@ learns such weather dependence by heart; this cannot.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
+from apps.climate_downscaling.loglinear import (
+    fit_weights,
+    in_words,
+    log_factor,
+    standardise,
+    within,
+)
 from apps.climate_downscaling.mean import blocks_with_gap, upsample
 
 FEATURES = ("leverage", "roughness", "curvature", "increment", "anomaly")
-LIMIT = 3.0
-"""Features are held within ± LIMIT standard deviations: no extrapolation into the absurd."""
-
-_FLOOR, _LEAST, _RIDGE, _NEWTON = 0.1, 1e-6, 1e-3, 8
+_FLOOR, _LEAST = 0.1, 1e-6
 
 
 @dataclass(frozen=True)
@@ -85,17 +88,9 @@ class Dispersion:
             increment=torch.stack([centre, (increment - centre).abs().mean(0).clamp_min(1e-6)]),
         )
         features = raw._features(coarse, standard, mean, leverage)
-        overall = (0, 2, 3)
-        centre, spread = features.mean(overall), features.std(overall).clamp_min(1e-6)
-        features = ((features - centre[:, None, None]) / spread[:, None, None]).clamp(
-            -LIMIT, LIMIT
-        )
-        folds = list(blocks_with_gap(len(error), blocks, gap))
-        weights = torch.stack(
-            [_chosen(error[:, v], features[:, v], folds) for v in range(shape[0])]
-        )
-        log = torch.einsum("tvhwk,vk->tvhw", features, weights)
-        scale = (error * torch.exp(-log)).square().mean(0).sqrt()
+        features, centre, spread = standardise(features)
+        weights = fit_weights(error, features, list(blocks_with_gap(len(error), blocks, gap)))
+        scale = (error * torch.exp(-log_factor(features, weights))).square().mean(0).sqrt()
         return cls(scale, weights, centre, spread, raw.coarse_unit, raw.increment)
 
     def __call__(self, coarse: Tensor, standard: Tensor, mean: Tensor, leverage: Tensor) -> Tensor:
@@ -104,9 +99,9 @@ class Dispersion:
         if not self.weights.any():
             return scale.expand_as(mean)
         features = self._features(coarse, standard, mean, leverage)
-        centre, spread = (v.to(mean)[:, None, None] for v in (self.centre, self.spread))
-        features = ((features - centre) / spread).clamp(-LIMIT, LIMIT)
-        return scale * torch.exp(torch.einsum("bvhwk,vk->bvhw", features, self.weights.to(mean)))
+        return scale * torch.exp(
+            log_factor(within(features, self.centre, self.spread), self.weights)
+        )
 
     def _features(
         self, coarse: Tensor, standard: Tensor, mean: Tensor, leverage: Tensor
@@ -130,8 +125,7 @@ class Dispersion:
 
     def describe(self, variable: int) -> str:
         """Which features are used, e.g. "roughness +0.19, increment +0.10"."""
-        pairs = zip(FEATURES, self.weights[variable].tolist(), strict=True)
-        return ", ".join(f"{name} {b:+.2f}" for name, b in pairs if b) or "the same at all times"
+        return in_words(FEATURES, self.weights[variable])
 
 
 def _texture(coarse: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,42 +136,3 @@ def _texture(coarse: Tensor) -> tuple[Tensor, Tensor]:
     first = avg_pool2d((around - coarse.mean((-2, -1), keepdim=True)).square(), 3, stride=1)
     shifted = mean - coarse.mean((-2, -1), keepdim=True)
     return (first - shifted.square()).clamp_min(0).sqrt(), (mean - coarse).abs()
-
-
-def _chosen(error: Tensor, features: Tensor, folds: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """B (K,) of the features whose likelihood in held-out blocks is best; zero elsewhere."""
-    count = features.shape[-1]
-    subsets = [s for n in range(count + 1) for s in itertools.combinations(range(count), n)]
-    thin = (slice(None), slice(None, None, 2), slice(None, None, 2))
-    e, f = error[thin], features[thin]
-    held_out = torch.zeros(len(subsets), dtype=torch.float64)
-    for train, rest in folds:
-        for i, subset in enumerate(subsets):
-            b, log_scale = _maximum_likelihood(e[train], f[train][..., subset])
-            log = log_scale + f[rest][..., subset] @ b
-            score = log + 0.5 * (e[rest] * torch.exp(-log)).square()
-            held_out[i] += score.double().mean() * len(rest)
-    best = subsets[int(held_out.argmin())]
-    weights = torch.zeros(count)
-    weights[list(best)] = _maximum_likelihood(error, features[..., best])[0]
-    return weights
-
-
-def _maximum_likelihood(error: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-    """B (K,) and ln s_0 (H, W), by Newton's method; the problem is convex in (b, ln s_0).
-
-    Cells have their own s_0: features enter as departures from what they are, on average, there.
-    """
-    e2 = error.square().double()
-    x = features.double()
-    b = torch.zeros(x.shape[-1], dtype=torch.float64)
-    ridge = _RIDGE * len(x) * x.shape[1] * x.shape[2] * torch.eye(len(b), dtype=torch.float64)
-    for _ in range(_NEWTON if len(b) else 0):
-        w = e2 * torch.exp(-2 * (x @ b))
-        w = w / w.mean(0, keepdim=True).clamp_min(1e-30)  # s_0 profiled out
-        centred = x - (w[..., None] * x).mean(0, keepdim=True)
-        gradient = (x * (1 - w)[..., None]).sum((0, 1, 2)) + ridge @ b
-        hessian = 2 * torch.einsum("thwj,thw,thwk->jk", centred, w, centred) + ridge
-        b = b - torch.linalg.solve(hessian, gradient)
-    log_scale = 0.5 * (e2 * torch.exp(-2 * (x @ b))).mean(0).clamp_min(1e-30).log()
-    return b.to(features.dtype), log_scale.to(features.dtype)

@@ -8,7 +8,7 @@ which part of a series is asked for.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ import torch
 import xarray as xr
 
 from apps.climate_downscaling.data import Source, open_field, sample_path, select_times
-from apps.climate_downscaling.field import Field
+from apps.climate_downscaling.field import Field, Layout
 from apps.climate_downscaling.grid import match
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
+from apps.climate_downscaling.predictors import open_predictors, sources_of
+from apps.climate_downscaling.prognosis import PrognosisModel
 from apps.climate_downscaling.template import OOD, Encoder, template
 from apps.climate_downscaling.training_data import Prepared, prepare_data
 from core.errors import AleatorError
@@ -92,7 +94,7 @@ class Downscaler:
             conserve=conserve,
             device=self.device,
         )
-        encoder = Encoder.of(field, self.model.fine_grid, self.model.variables)
+        encoder = encoder_of(self.model, field)
         arrays = {**encoder(drawn), OOD: ood_scores(self.model, field, 0, len(field))}
         return described.assign(
             {n: described[n].variable._replace(data=array) for n, array in arrays.items()}
@@ -104,6 +106,14 @@ class Downscaler:
         Raises:
             AleatorError: it cannot be read, or its grid is not the model's.
         """
+        if isinstance(self.model, PrognosisModel):
+            return open_predictors(
+                sources_of(source),
+                self.model.predictor_names,
+                self.model.coarse_grid,
+                self.model.config.predictors.lags,
+                time_range,
+            )
         found = open_field(source, self.model.names, time_range=time_range)
         if found.members:
             raise AleatorError(
@@ -117,11 +127,26 @@ class Downscaler:
         fingerprint = self.model.fingerprint
         attributes = {"aleator_model": fingerprint, **options.pop("attributes", {})}
         return template(
-            *(field, self.model.fine_grid, members),
+            *(_frame(self.model, field), self.model.fine_grid, members),
             variables=self.model.variables,
             attributes=attributes,
             **options,
         )
+
+
+def encoder_of(model: DownscalingModel, field: Field) -> Encoder:
+    """What writes the model's members of this input."""
+    return Encoder.of(_frame(model, field), model.fine_grid, model.variables)
+
+
+def _frame(model: DownscalingModel, field: Field) -> Field:
+    """What the output takes names, axes and times from: the input, or the model's own grid."""
+    if not isinstance(model, PrognosisModel):
+        return field
+    layout = Layout(time_name=field.layout.time_name)
+    return dataclasses.replace(
+        field, grid=model.fine_grid, variables=model.variables, layout=layout
+    )
 
 
 def bundled_model() -> Path:
@@ -170,7 +195,8 @@ def ensemble(
     clock = clock_vector(field, model.clock, start, stop).to(place)
     keys = field.time_keys()[start:stop]
     sampler = {} if steps is None else {"steps": steps}
-    out = np.empty((members, stop - start, *coarse.shape[1:2], *model.fine_grid.shape), np.float32)
+    shape = (members, stop - start, len(model.names), *model.fine_grid.shape)
+    out = np.empty(shape, np.float32)
 
     def draw(t: int) -> None:
         for first in range(0, members, GROUP):
@@ -206,9 +232,7 @@ def _side_by_side(draw: Callable[[int], None], count: int, place: str) -> None:
 
 def read_coarse(model: DownscalingModel, field: Field, start: int, stop: int) -> np.ndarray:
     """Coarse values (T, V, h, w); missing cells are refused where the model needs data."""
-    from apps.climate_downscaling.conserve import block_mean
-
-    has_data = block_mean(model.valid.float(), model.factor).numpy() > 0
+    has_data = model.needs.numpy()
     if has_data.all():
         return field.read(start, stop)
     values = field.read(start, stop, allow_missing=True)
@@ -233,7 +257,7 @@ class Job:
     def __init__(
         self,
         model: Path,
-        source: str | None,
+        sources: Sequence[str],
         time_range: str | None = None,
         device: str = "auto",
         threads: int | None = None,
@@ -243,27 +267,27 @@ class Job:
 
         Args:
             model: folder of the model.
-            source: path of the coarse input; the bundled sample if None.
+            sources: paths of the coarse input; the bundled sample if there are none.
             time_range: of the input.
             device: where to compute.
             threads: of a worker; as many as it finds if None.
             **options: of `ensemble`.
         """
-        self.model, self.source, self.time_range = model, source, time_range
+        self.model, self.sources, self.time_range = model, tuple(sources), time_range
         self.device, self.threads, self.options = device, threads, options
         self._loaded: Loaded | None = None
 
     def use(self, downscaler: Downscaler, field: Field) -> Loaded:
         """Work with what is open already."""
         model = downscaler.model
-        self._loaded = model, field, Encoder.of(field, model.fine_grid, model.variables)
+        self._loaded = model, field, encoder_of(model, field)
         return self._loaded
 
     def _load(self) -> Loaded:
         if self.threads:
             torch.set_num_threads(self.threads)
         downscaler = Downscaler.load(self.model, self.device)
-        return self.use(downscaler, open_input(downscaler, self.source, self.time_range)[0])
+        return self.use(downscaler, open_input(downscaler, self.sources, self.time_range)[0])
 
     def __call__(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
         """Name -> rows start:stop of that array of the output."""
@@ -276,21 +300,24 @@ class Job:
 
 
 def open_input(
-    downscaler: Downscaler, source: str | None, time_range: str | None = None
+    downscaler: Downscaler, sources: Sequence[str], time_range: str | None = None
 ) -> tuple[Field, Field | None]:
     """The coarse input on the model's grid.
 
     Args:
         downscaler: a model.
-        source: a path; None for the bundled sample's test period, coarsened.
+        sources: paths; none for the bundled sample's test period, coarsened.
         time_range: "A:B".
 
     Returns:
         the input, and the sample's fine truth where the input is the sample.
     """
-    if source is not None:
-        return downscaler.field(source, time_range), None
+    if sources:
+        several: Source = sources[0] if len(sources) == 1 else sources
+        return downscaler.field(several, time_range), None
     model = downscaler.model
+    if isinstance(model, PrognosisModel):
+        raise AleatorError("no input: give the files that hold the model's predictors")
     truth = open_field(sample_path(), model.names).crop(model.factor)
     start = (model.card or {}).get("test_start")
     if start is not None:

@@ -120,6 +120,10 @@ class LocalRidge:
         near, _ = nearest_cells(h, w, self.weights.shape[1] // len(self.scale))
         return _predictors(standard, near.to(coarse.device))
 
+    def describe(self) -> str:
+        """In words."""
+        return f"local ridge, length {self.length:g} cells, strength {self.strength:g}"
+
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint stores."""
         return {

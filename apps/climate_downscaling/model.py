@@ -9,6 +9,7 @@ Reference for the split into mean and residual: Mardani et al. (2025), arXiv:230
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,11 @@ from core.registry import build
 APP = "climate_downscaling"
 OWN = ("statics", "valid", "context_scale", "inflation")
 """Tensors that are the model's own rather than a part's."""
+KINDS = {
+    "blocks": "apps.climate_downscaling.model.DownscalingModel",
+    "prognosis": "apps.climate_downscaling.prognosis.PrognosisModel",
+}
+"""What a coarse field is: block means of the fine one, or predictors of their own."""
 
 
 @dataclass
@@ -83,13 +89,18 @@ class DownscalingModel:
         self.weights = area * self.valid
 
     @property
+    def needs(self) -> Tensor:
+        """(h, w) the coarse cells that it looks at: those with fine cells that have data."""
+        return block_mean(self.valid.float(), self.factor) > 0
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Short names of the variables."""
         return tuple(variable.name for variable in self.variables)
 
     @property
     def factor(self) -> int:
-        """Fine cells per side of a coarse cell."""
+        """Fine cells per side of a coarse cell; 0 for coarse fields of another kind."""
         return self.config.factor
 
     @property
@@ -106,8 +117,7 @@ class DownscalingModel:
     def predictors(self, coarse: Tensor) -> Tensor:
         """Transformed coarse fields (B, V, h, w); cells without data stand at their mean."""
         x = self.transforms.coarse(coarse)
-        has_data = block_mean(self.valid.to(x), self.factor) > 0
-        return torch.where(has_data, x, self.mean.centres.to(x))
+        return torch.where(self.needs.to(x.device), x, self.mean.centres.to(x))
 
     def standardised(self, predictors: Tensor) -> Tensor:
         """Predictors (B, V, h, w) in units of their training spread, cell by cell."""
@@ -135,22 +145,30 @@ class DownscalingModel:
         """
         usual = self.dispersion.scale.to(mean)
         level = usual[:, self.valid].mean(-1)[:, None, None]
-        statics = self.statics.to(mean).expand(len(coarse), -1, -1, -1)
+        statics = self.statics.to(mean).expand(len(mean), -1, -1, -1)
         if self.config.residual.context == "static":
             return {"field": torch.cat([statics, (usual / level).log().expand_as(mean)], 1)}
+        fields = [statics, (scale / level).log(), *self._weather(coarse, predictors, mean)]
+        context = {"field": torch.cat(fields, 1)}
+        return {**context, "vector": clock.to(mean)} if self.clock else context
+
+    def _weather(self, coarse: Tensor, predictors: Tensor, mean: Tensor) -> list[Tensor]:
+        """What the residual is told of the coarse field and the mean, (B, ·, H, W) each."""
         centre, spread, increment = self.context_scale.to(mean)[:, :, None, None]
         near = upsample(predictors, self.factor, "nearest")
         fields = [
-            statics,
-            (scale / level).log(),
             upsample(self.standardised(predictors), self.factor, "bilinear"),
             (near - centre) / spread,
             (mean - near) / increment,
         ]
         if self.transforms.dry_channels:
             fields.append(upsample(self.transforms.dry(coarse), self.factor, "nearest"))
-        context = {"field": torch.cat(fields, 1)}
-        return {**context, "vector": clock.to(mean)} if self.clock else context
+        return fields
+
+    @property
+    def weather_channels(self) -> int:
+        """Channels of the context that depend on the time."""
+        return 3 * len(self.names) + self.transforms.dry_channels
 
     @torch.no_grad()
     def sample(
@@ -215,11 +233,11 @@ class DownscalingModel:
         config = {
             "config": self.config.to_dict(),
             "residual": residual_config(self),
+            **self.facts(),
             "variables": [vars(variable) for variable in self.variables],
             "fine_grid": self.fine_grid.to_dict(),
             "coarse_grid": self.coarse_grid.to_dict(),
             "clock": list(self.clock),
-            "mean": {name: getattr(self.mean, name) for name in ("base", "length", "strength")},
         }
         tensors = {name: getattr(self, name) for name in OWN}
         for name in ("mean", "dispersion", "ood"):
@@ -229,9 +247,30 @@ class DownscalingModel:
             folder, app=APP, config=config, tensors=tensors, card=card, data_fingerprint=data
         )
 
+    def describe(self) -> list[str]:
+        """The regression in words, a line each."""
+        errors = [
+            f"error of the mean, {name}: {self.dispersion.describe(v)}"
+            for v, name in enumerate(self.names)
+        ]
+        return [f"mean: {self.mean.describe()}", *errors]
+
+    def facts(self) -> dict[str, Any]:
+        """What the checkpoint stores of this kind of model, beside tensors."""
+        return {"mean": {n: getattr(self.mean, n) for n in ("base", "length", "strength")}}
+
     @classmethod
-    def load(cls, folder: Path | str) -> DownscalingModel:
-        """Read a checkpoint.
+    def parts(cls, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Arguments from tensors, and from what `facts` stored."""
+        return {
+            **{name: tensors[name] for name in OWN},
+            "mean": LocalRidge(**without("mean", tensors), **stored["mean"]),
+            "dispersion": Dispersion(**without("dispersion", tensors)),
+        }
+
+    @staticmethod
+    def load(folder: Path | str) -> DownscalingModel:
+        """Read a checkpoint, of whatever kind.
 
         Raises:
             CheckpointError: it cannot be read, or is of another application.
@@ -239,20 +278,20 @@ class DownscalingModel:
         found = load_checkpoint(folder, app=APP)
         stored, tensors = found.config, found.tensors
         residual = build(stored["residual"])
-        residual.load_state_dict(_without("residual", tensors))
-        return cls(
+        residual.load_state_dict(without("residual", tensors))
+        module, _, name = KINDS[stored.get("kind", "blocks")].rpartition(".")
+        kind: type[DownscalingModel] = getattr(importlib.import_module(module), name)
+        return kind(
             config=parse_config(stored["config"]),
             variables=tuple(Variable(**facts) for facts in stored["variables"]),
             fine_grid=Grid.from_dict(stored["fine_grid"]),
             coarse_grid=Grid.from_dict(stored["coarse_grid"]),
             clock=tuple(stored["clock"]),
-            mean=LocalRidge(**_without("mean", tensors), **stored["mean"]),
-            dispersion=Dispersion(**_without("dispersion", tensors)),
-            ood=OutOfDistribution(**_without("ood", tensors)),
+            ood=OutOfDistribution(**without("ood", tensors)),
             residual=residual.eval(),
             fingerprint=found.fingerprint,
             card=found.card,
-            **{name: tensors[name] for name in OWN},
+            **kind.parts(stored, tensors),
         )
 
 
@@ -263,7 +302,7 @@ def residual_config(model: DownscalingModel) -> dict[str, Any]:
     channels = statics + variables
     coarse = model.config.residual.context == "coarse"
     if coarse:
-        channels += 3 * variables + model.transforms.dry_channels
+        channels += model.weather_channels
     net = {
         "name": "unet",
         "field_channels": channels,
@@ -302,6 +341,7 @@ def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
-def _without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The tensors of one part, under its own names for them."""
     start = prefix + "."
     return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}

@@ -38,7 +38,7 @@ TRUTH, MEMBERS, MEAN = "black", "#c44601", "#0073a8"
 def draw_downscaled(
     path: Path | str,
     *,
-    coarse: np.ndarray,
+    coarse: np.ndarray | None,
     members: np.ndarray,
     truth: np.ndarray | None,
     coarse_grid: Grid,
@@ -51,7 +51,7 @@ def draw_downscaled(
 
     Args:
         path: PNG to write.
-        coarse: (h, w) input.
+        coarse: (h, w) input; None if it is of other variables.
         members: (M, H, W) output; a single one has neither mean nor spread.
         truth: (H, W), or None, which shows a third member instead.
         coarse_grid: of the input.
@@ -64,7 +64,9 @@ def draw_downscaled(
 
     several = len(members) > 1
     cells = " × ".join(map(str, coarse_grid.shape))
-    panels = [(f"coarse input ({cells} cells)", np.asarray(coarse), coarse_grid)]
+    panels = []
+    if coarse is not None:
+        panels.append((f"coarse input ({cells} cells)", np.asarray(coarse), coarse_grid))
     if several:
         panels.append((f"mean of {len(members)} members", members.mean(0), fine_grid))
     if truth is not None:

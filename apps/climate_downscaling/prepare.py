@@ -23,6 +23,7 @@ import zarr
 from apps.climate_downscaling.config import Config, parse_config
 from apps.climate_downscaling.field import Field, Layout, Variable
 from apps.climate_downscaling.grid import Grid
+from apps.climate_downscaling.prognosis_fit import prepare_prognosis
 from apps.climate_downscaling.training_data import Prepared, prepare_data
 from core.errors import AleatorError
 
@@ -68,6 +69,12 @@ def open_prepared(source: str, config: Config) -> Prepared:
         AleatorError: the store was prepared for other variables or another factor.
     """
     attributes = _attributes(source)
+    if config.predictors.files:
+        if MARK in attributes:
+            raise AleatorError(
+                f"{source} holds block means of fine data; with --predictors give the fine data"
+            )
+        return prepare_prognosis(source, config)
     if MARK not in attributes:
         return prepare_data(source, config)
     stored = parse_config(json.loads(attributes[MARK]))

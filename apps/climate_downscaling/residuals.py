@@ -123,6 +123,8 @@ def shifted_views(prepared: Prepared, own: View, part: slice, count: int) -> lis
     Raises:
         AleatorError: more positions than a block has.
     """
+    if not count:
+        return []
     factor = own.model.factor
     if not 0 <= count < factor**2:
         raise AleatorError(

@@ -39,7 +39,7 @@ CHUNK_BYTES = 2**24
 class Request:
     """What `downscale` was asked for; see `python -m pipelines.climate downscale --help`."""
 
-    source: str | None = None
+    sources: tuple[str, ...] = ()
     output: Path = Path("downscaled.nc")
     model: Path | None = None
     members: int = 16
@@ -81,7 +81,7 @@ def run(request: Request, say: Say = print) -> Path:
         AleatorError: anything wrong with the input, the model, the options or the disk.
     """
     downscaler = Downscaler.load(request.model, request.device)
-    field, truth = open_input(downscaler, request.source, request.time_range)
+    field, truth = open_input(downscaler, request.sources, request.time_range)
     if request.truth is not None:
         known = open_field(request.truth, downscaler.model.names, time_range=request.time_range)
         truth = match(known, downscaler.model.fine_grid)
@@ -97,7 +97,7 @@ def run(request: Request, say: Say = print) -> Path:
     if truth is not None:
         from apps.climate_downscaling.comparison import compare
 
-        prepared = sample_training(downscaler.model) if request.source is None else None
+        prepared = None if request.sources else sample_training(downscaler.model)
         for found in compare(output, downscaler.model, field, truth, prepared):
             found.print()
     return output
@@ -120,10 +120,8 @@ def _compute(request: Request, downscaler: Downscaler, field: Field) -> PartialS
     workers = request.workers or 1
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
     folder = (request.model or bundled_model()).absolute()
-    source = request.source
-    if source is not None and "://" not in source:
-        source = str(Path(source).absolute())
-    job = Job(folder, source, request.time_range, request.device, threads, **options)
+    sources = [s if "://" in s else str(Path(s).absolute()) for s in request.sources]
+    job = Job(folder, sources, request.time_range, request.device, threads, **options)
     if workers == 1 and request.scheduler is None:
         job.use(downscaler, field)
     names = [str(name) for name in described.data_vars if described[name].ndim == 4]
@@ -175,7 +173,7 @@ def _draw(
         known = _at_time(truth, field, step)
     draw_downscaled(
         picture,
-        coarse=field.read(step, step + 1, allow_missing=True)[0, 0],
+        coarse=_shown(field, model.names[0], step),
         members=fine,
         truth=known,
         coarse_grid=model.coarse_grid,
@@ -184,6 +182,13 @@ def _draw(
         time=show_time(field.times[step]),
         ood=ood,
     )
+
+
+def _shown(field: Field, name: str, step: int) -> np.ndarray | None:
+    """The coarse field of a variable, if it is among the predictors."""
+    if name not in field.names:
+        return None
+    return field.read(step, step + 1, allow_missing=True)[0, field.names.index(name)]
 
 
 def _at_time(truth: Field, field: Field, step: int) -> np.ndarray | None:

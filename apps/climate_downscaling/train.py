@@ -20,6 +20,7 @@ from apps.climate_downscaling.downscale import ensemble
 from apps.climate_downscaling.field import show_time
 from apps.climate_downscaling.model import DownscalingModel, residual_config
 from apps.climate_downscaling.prepare import open_prepared
+from apps.climate_downscaling.prognosis_fit import fit_prognosis
 from apps.climate_downscaling.residuals import (
     Validation,
     fit_view,
@@ -78,9 +79,9 @@ def train(
     started = time.monotonic()
     part = prepared.train
     config = settle(config, part.stop - part.start)
-    own = fit_view(prepared, config, part)
+    own = (fit_prognosis if config.predictors.files else fit_view)(prepared, config, part)
     model = own.model
-    for line in _words_of_mean(model):
+    for line in model.describe():
         say(line)
     views = [own, *shifted_views(prepared, own, part, config.residual.positions or 0)]
     torch.manual_seed(seed)
@@ -98,7 +99,7 @@ def train(
         score=score,
         resume=resume,
         device=device,
-        job={"data": prepared.fine.fingerprint(), "config": config.to_dict()},
+        job={"data": prepared.fingerprint(), "config": config.to_dict()},
     )
     model.residual = fitted.model.eval()
     unseen = first if score else 0
@@ -107,7 +108,7 @@ def train(
     minutes = (time.monotonic() - started) / 60
     scores = judge(model, prepared, device, say)
     card = _card(model, prepared, fitted, minutes, scores)
-    saved = model.save(output, card, prepared.fine.fingerprint())
+    saved = model.save(output, card, prepared.fingerprint())
     write_card(output / "card.md", card)
     shutil.copy(work / "metrics.jsonl", output / "metrics.jsonl")
     shutil.rmtree(work)
@@ -125,7 +126,8 @@ def settle(config: Config, steps: int) -> Config:
         mix = 1.0 if residual.context == "static" else 0.0
         residual = dataclasses.replace(residual, mix=mix)
     if residual.positions is None:
-        positions = min(4, config.factor**2 - 1) if residual.context == "coarse" else 0
+        others = max(0, config.factor**2 - 1)  # none with predictors of their own
+        positions = min(4, others) if residual.context == "coarse" else 0
         residual = dataclasses.replace(residual, positions=positions)
     return dataclasses.replace(config, residual=residual)
 
@@ -143,13 +145,13 @@ def judge(
     drawn = ensemble(
         model, prepared.coarse, test.start, test.stop, members=members, seed=0, device=device
     )
-    truth, _ = prepared.arrays(test)
+    truth = prepared.arrays(test)[0].where(model.valid, torch.nan)
     rows = []
     for v, variable in enumerate(model.variables):
         found = scores(
             *(torch.from_numpy(drawn[:, :, v]), truth[:, v]),
             amount=model.transforms.nonnegative[v],
-            factor=model.factor,
+            factor=model.factor or None,
         )
         rows.append({"variable": variable.name, "units": variable.units, **found})
         listed = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
@@ -157,12 +159,10 @@ def judge(
     return rows
 
 
-def _words_of_mean(model: DownscalingModel) -> list[str]:
-    mean = model.mean
-    lines = [f"mean: local ridge, length {mean.length:g} cells, strength {mean.strength:g}"]
-    for v, name in enumerate(model.names):
-        lines.append(f"error of the mean, {name}: {model.dispersion.describe(v)}")
-    return lines
+def _sentence(model: DownscalingModel) -> str:
+    if model.config.predictors.files:
+        return "Mean by a ridge on all predictors"
+    return "Mean by a local ridge"
 
 
 def _listed(values: list[float]) -> str:
@@ -186,8 +186,9 @@ def _card(
     grid = model.coarse_grid.describe()
     source = prepared.fine.attributes.get("title") or Path(prepared.fine.source).name
     return {
-        "title": f"Downscaling of {', '.join(model.names)} by {model.factor}",
-        "summary": f"From {grid} to {model.fine_grid.describe()}. Mean by a local ridge, "
+        "title": f"Downscaling of {', '.join(model.names)}"
+        + (f" by {model.factor}" if model.factor else ""),
+        "summary": f"From {grid} to {model.fine_grid.describe()}. {_sentence(model)}, "
         f"residual by {_words(model, fitted.model)}.",
         "data": f"{source}: {names}",
         "split": prepared.describe_split(),

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,13 @@ class Prepared:
         )
         return torch.from_numpy(fine), torch.from_numpy(coarse)
 
+    def fingerprint(self) -> str:
+        """Of the data that a model is trained on: the fine ones, and predictors of their own."""
+        if self.coarse.names == self.fine.names:
+            return self.fine.fingerprint()
+        both = self.fine.fingerprint() + self.coarse.fingerprint()
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
+
     def describe_split(self) -> str:
         """In words, with dates."""
 
@@ -76,13 +84,14 @@ def prepare_data(source: Source, config: Config) -> Prepared:
     if fine.members:
         raise AleatorError(f"{fine.source}: training needs one realisation, not an ensemble")
     if config.statics:
-        fine = _with_statics(fine, config.statics)
+        fine = with_statics(fine, config.statics)
     train, test = split_times(fine, config.split)
     coarse = fine.coarsen(config.factor, skipna=True)
     return Prepared(fine, coarse, train, test, fine.grid)
 
 
-def _with_statics(fine: Field, path: str | Path) -> Field:
+def with_statics(fine: Field, path: str | Path) -> Field:
+    """With orography and land fraction from a file on the same cells."""
     statics, grid = open_statics(path)
     carrier = dataclasses.replace(
         fine,
@@ -161,7 +170,8 @@ def static_fields(fine: Field, factor: int, domain: Grid) -> tuple[Tensor, tuple
     """Standardised static predictors (S, H, W) and their names.
 
     Position in the domain always; where the data have them, orography, its departure from the
-    coarse cell (what the coarse field cannot know), and land fraction.
+    coarse cell (what the coarse field cannot know), and land fraction. A factor of 0 is for
+    coarse fields of another kind.
     """
     fields = list(
         torch.meshgrid(
@@ -174,7 +184,7 @@ def static_fields(fine: Field, factor: int, domain: Grid) -> tuple[Tensor, tuple
         spread = values.std().clamp_min(1e-6)
         fields.append((values - values.mean()) / spread)
         names.append(str(name))
-        if name == "orog":
+        if name == "orog" and factor:
             mean = block_mean(values, factor)
             up = mean.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
             fields.append((values - up) / spread)

@@ -92,7 +92,7 @@ def rank_histogram(
     Reference: Hamill (2001), doi:10.1175/1520-0493(2001)129<0550:IORHFV>2.0.CO;2.
     """
     members, truth = ensemble_and_truth(members, truth)
-    below, ties, valid = _ranks(members, truth)
+    below, ties, valid = ranks_of(members, truth)
     u = rand(truth.shape, generator, device=truth.device, dtype=torch.float64)
     rank = below + (u * (ties + 1)).long().minimum(ties)
     w = valid.double() if weights is None else torch.where(valid, weights.double(), 0.0)
@@ -115,7 +115,7 @@ def pit(members: Tensor, truth: Tensor, generator: Generators | None = None) -> 
     Reference: Czado, Gneiting and Held (2009), doi:10.1111/j.1541-0420.2009.01191.x.
     """
     members, truth = ensemble_and_truth(members, truth)
-    below, ties, valid = _ranks(members, truth)
+    below, ties, valid = ranks_of(members, truth)
     u = rand(truth.shape, generator, device=truth.device, dtype=truth.dtype)
     # rank + U with a uniform rank among ties is one uniform over the whole run of ties
     value = (below + u * (ties + 1)) / (len(members) + 1)
@@ -148,7 +148,7 @@ def coverage(
     members, truth = ensemble_and_truth(members, truth)
     if not all(0 < level < 1 for level in levels):
         raise AleatorError(f"coverage: levels {list(levels)} are not all between 0 and 1")
-    below, ties, valid = _ranks(members, truth)
+    below, ties, valid = ranks_of(members, truth)
     first = below.double() / (len(members) + 1)
     last = (below + ties + 1).double() / (len(members) + 1)
     found = []
@@ -160,7 +160,7 @@ def coverage(
     return torch.stack(found)
 
 
-def _ranks(members: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def ranks_of(members: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Members below the truth, members equal to it, and where nothing is missing; all (...)."""
     below = torch.zeros(truth.shape, dtype=torch.long, device=truth.device)
     ties = torch.zeros_like(below)

@@ -1,6 +1,7 @@
 """Networks: (x (B, *E), noise level (B,), context) -> (B, *E)."""
 
+from core.nets.coder import Coder
 from core.nets.mlp import MLP
 from core.nets.unet import UNet
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP", "Coder", "UNet"]

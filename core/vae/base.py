@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from core.checks import check_examples
+from core.distributions import Gaussian, Law
 from core.errors import AleatorError
 from core.model import (
     Context,
@@ -49,6 +50,35 @@ class LatentModel(GenerativeModel):
         self.context_shape = None if context_shape is None else torch.Size(context_shape)
         self.likelihood = make_likelihood(likelihood, self.event_shape)
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    @property
+    @abstractmethod
+    def latent_sizes(self) -> tuple[int, ...]:
+        """Lengths of z_1, z_2, ...: one for a plain VAE."""
+
+    @abstractmethod
+    def generate(self, context: Context, noise: Sequence[Tensor]) -> Law:
+        """p(x | z) for z drawn from the prior with given noise, each (N, D_l)."""
+
+    @property
+    def noise_dim(self) -> int:
+        """How many standard normal numbers make one example, where the likelihood is Gaussian."""
+        return sum(self.latent_sizes) + math.prod(self.event_shape)
+
+    def from_noise(self, u: Tensor, context: Context = None) -> Tensor:
+        """Examples (N, *E) as a differentiable function of standard normal u (N, noise_dim).
+
+        Raises:
+            AleatorError: the likelihood is not Gaussian.
+        """
+        *latents, eps = u.split([*self.latent_sizes, math.prod(self.event_shape)], 1)
+        law = self.generate(context, latents)
+        if not isinstance(law, Gaussian):
+            raise AleatorError(
+                f"a {type(law).__name__} likelihood has no continuous noise; a posterior given an "
+                "observation needs likelihood='gaussian'"
+            )
+        return law.mean + law.scale * eps.reshape(law.mean.shape)
 
     @abstractmethod
     def log_weights(
@@ -130,6 +160,13 @@ class LatentModel(GenerativeModel):
             return {kind: context, "library": library}
         return {**(context or {}), "library": library}
 
+    def ramp(self, steps: int) -> float:
+        """From 0 to 1 over so many calls in training mode; each call counts as one step."""
+        fraction = min(1.0, int(self.step) / steps) if steps else 1.0
+        if self.training:
+            self.step += 1
+        return fraction
+
     def layout(
         self, shape: Sequence[int], context: Context
     ) -> tuple[int, Context, tuple[int, ...]]:
@@ -151,6 +188,20 @@ def importance_bound(log_w: Tensor) -> Density:
         return Density(value, "lower_bound")
     relative = (log_w - value[:, None]).exp()  # w / mean w
     return Density(value, "lower_bound", relative.std(1) / math.sqrt(draws))
+
+
+def check_sampler(sampler: Any, guidance: Any) -> None:
+    """Raise AleatorError for what `sample` of latent-variable models does not know."""
+    if guidance is not None or sampler not in (None, "data", "mean"):
+        raise AleatorError(
+            f"sampler={sampler!r}, guidance={guidance!r}: latent-variable models know the "
+            "samplers data and mean, and no guidance"
+        )
+
+
+def draw(law: Law, sampler: str | None, generator: Generators | None) -> Tensor:
+    """A draw of p(x | z), or with "mean" its mean."""
+    return law.mean if sampler == "mean" else law.sample(generator)
 
 
 def sum_event(value: Tensor, leading: int = 1) -> Tensor:

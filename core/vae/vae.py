@@ -22,7 +22,16 @@ from core.distributions import Law
 from core.errors import AleatorError
 from core.model import Context, Density, Loss
 from core.random import Generators, rand, randn
-from core.vae.base import LatentModel, make_net, repeat_context, repeat_rows, run_net, sum_event
+from core.vae.base import (
+    LatentModel,
+    check_sampler,
+    draw,
+    make_net,
+    repeat_context,
+    repeat_rows,
+    run_net,
+    sum_event,
+)
 from core.vae.likelihoods import Likelihood
 
 
@@ -74,9 +83,10 @@ class VAE(LatentModel):
     def encode(self, x: Tensor, context: Context = None) -> Independent:
         """q(z | x, context) of examples (B, *E): a diagonal Gaussian over (D,)."""
         self.check(x, context)
-        return self._encode(x, self.with_library(context, x))
+        return self.posterior_law(x, self.with_library(context, x))
 
-    def _encode(self, x: Tensor, context: Context) -> Independent:
+    def posterior_law(self, x: Tensor, context: Context) -> Independent:
+        """`encode` without checks; the context holds the library where one is needed."""
         output = run_net(self.encoder, self.likelihood.features(x), context)
         mean, log_variance = output.chunk(2, 1)
         scale = (0.5 * log_variance.clamp(-30.0, 30.0)).exp()
@@ -85,6 +95,15 @@ class VAE(LatentModel):
     def decode(self, z: Tensor, context: Context = None) -> Law:
         """p(x | z, context) for latents (N, D)."""
         return self.likelihood(run_net(self.decoder, z, context), self.library_of(context))
+
+    @property
+    def latent_sizes(self) -> tuple[int, ...]:
+        """(D,)."""
+        return (self.latent_dim,)
+
+    def generate(self, context: Context, noise: Sequence[Tensor]) -> Law:
+        """`decode` of standard normal noise (N, D): the only latent."""
+        return self.decode(noise[0], context)
 
     def loss(
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
@@ -95,25 +114,17 @@ class VAE(LatentModel):
         """
         self.check(x, context)
         context = self.with_library(context, x)
-        q = self._encode(x, context)
+        q = self.posterior_law(x, context)
         eps = randn(q.mean.shape, generator, device=x.device, dtype=q.mean.dtype)
         law = self.decode(q.mean + q.stddev * eps, context)
         reconstruction = -sum_event(law.log_prob(x))
         kl = kl_to_standard_normal(q)
-        beta = self._beta()
+        beta = self.ramp(self.warmup) * self.beta
         value = reconstruction + beta * free_bits(kl, self.free_bits)
         terms = {"reconstruction": reconstruction.detach(), "kl": kl.detach().sum(1)}
         terms["elbo"] = -(terms["reconstruction"] + terms["kl"])
         terms["beta"] = torch.full_like(terms["kl"], beta)
         return Loss(value, terms)
-
-    def _beta(self) -> float:
-        beta = self.beta
-        if self.warmup:
-            beta *= min(1.0, int(self.step) / self.warmup)
-        if self.training:
-            self.step += 1
-        return beta
 
     @torch.no_grad()
     def elbo(
@@ -127,8 +138,8 @@ class VAE(LatentModel):
         """E_q ln p(x | z) - KL(q ‖ p), the KL in closed form; (B,) nats with standard error."""
         self.check(x, context)
         context = self.with_library(context, x)
-        q = self._encode(x, context)
-        log_p = self._log_likelihood(x, self._draws(q, draws, generator), context)
+        q = self.posterior_law(x, context)
+        log_p = self.log_likelihood(x, self._draws(q, draws, generator), context)
         value = log_p.mean(1) - kl_to_standard_normal(q).sum(1)
         stderr = log_p.std(1) / math.sqrt(draws) if draws > 1 else None
         return Density(value, "lower_bound", stderr)
@@ -137,9 +148,9 @@ class VAE(LatentModel):
         self, x: Tensor, context: Context, draws: int, generator: Generators | None
     ) -> Tensor:
         context = self.with_library(context, x)
-        q = self._encode(x, context)
+        q = self.posterior_law(x, context)
         z = self._draws(q, draws, generator)
-        return self._log_likelihood(x, z, context) + _log_ratio(z, q)
+        return self.log_likelihood(x, z, context) + _log_ratio(z, q)
 
     def _draws(self, q: Independent, draws: int, generator: Generators | None) -> Tensor:
         """Latents (B, draws, D) of q."""
@@ -147,7 +158,7 @@ class VAE(LatentModel):
         shape = (len(mean), draws, self.latent_dim)
         return mean + scale * randn(shape, generator, device=mean.device, dtype=mean.dtype)
 
-    def _log_likelihood(self, x: Tensor, z: Tensor, context: Context) -> Tensor:
+    def log_likelihood(self, x: Tensor, z: Tensor, context: Context) -> Tensor:
         """Log-likelihood ln p(x | z) of latents (B, K, D), (B, K)."""
         k = z.shape[1]
         law = self.decode(z.flatten(0, 1), repeat_context(context, k))
@@ -178,11 +189,11 @@ class VAE(LatentModel):
         """
         self.check(x, context)
         context = self.with_library(context, x)
-        q = self._encode(x, context)
+        q = self.posterior_law(x, context)
         draws = math.prod(shape)
         z = self._draws(q, draws * candidates, generator)
         if candidates > 1:
-            log_w = self._log_likelihood(x, z, context) + _log_ratio(z, q)
+            log_w = self.log_likelihood(x, z, context) + _log_ratio(z, q)
             share = log_w.reshape(len(x), draws, candidates).softmax(2).cumsum(2)
             u = rand((len(x), draws, 1), generator, device=z.device, dtype=z.dtype)
             chosen = (share < u * share[..., -1:]).sum(2, keepdim=True)[..., None]
@@ -209,16 +220,12 @@ class VAE(LatentModel):
             guidance: none is known for this family.
             generator: one stream, or prod(S) · B of them, S-major.
         """
-        if guidance is not None or sampler not in (None, "data", "mean"):
-            raise AleatorError(
-                f"sampler={sampler!r}, guidance={guidance!r}: a VAE knows the samplers data and "
-                "mean, and no guidance"
-            )
+        check_sampler(sampler, guidance)
         rows, repeated, leading = self.layout(shape, context)
         like = self.new()
         z = randn((rows, self.latent_dim), generator, device=like.device, dtype=like.dtype)
         law = self.decode(z, repeated)
-        x = law.mean if sampler == "mean" else law.sample(generator)
+        x = draw(law, sampler, generator)
         return x.reshape(*leading, *self.event_shape)
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from apps.climate_downscaling.dispersion import FEATURES, Dispersion, _maximum_likelihood
+from apps.climate_downscaling.dispersion import FEATURES, Dispersion
+from apps.climate_downscaling.loglinear import _maximum_likelihood
 from apps.climate_downscaling.mean import upsample
 
 STEPS, H, W, FACTOR = 400, 4, 6, 2

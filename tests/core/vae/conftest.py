@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ class Affine(nn.Module):
 class PPCA:
     """x = W z + m + s ε (Tipping and Bishop 1999)."""
 
+    affine: ClassVar = Affine
     W: Tensor  # (D, d)
     m: Tensor  # (D,)
     s: float

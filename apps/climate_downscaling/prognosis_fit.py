@@ -1,0 +1,107 @@
+"""Fitting what perfect prognosis needs before its residual's model: data, regression, spread."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apps.climate_downscaling.config import Config
+from apps.climate_downscaling.data import Source, open_field
+from apps.climate_downscaling.drift import Drift
+from apps.climate_downscaling.field_dispersion import FieldDispersion
+from apps.climate_downscaling.field_ridge import cross_fit_fields
+from apps.climate_downscaling.model import clock_vector
+from apps.climate_downscaling.ood import OutOfDistribution
+from apps.climate_downscaling.predictors import base_name, open_predictors, same_times
+from apps.climate_downscaling.preprocessing import Transforms
+from apps.climate_downscaling.prognosis import PrognosisModel
+from apps.climate_downscaling.residuals import View
+from apps.climate_downscaling.training_data import (
+    Prepared,
+    clock_of,
+    split_times,
+    static_fields,
+    with_statics,
+)
+from core.errors import AleatorError
+from core.random import keyed_generator
+
+
+def prepare_prognosis(source: Source, config: Config) -> Prepared:
+    """Open fine data and the predictors that `config.predictors` names, at common times.
+
+    Raises:
+        AleatorError: the data cannot be read, do not fit each other, or are too short.
+    """
+    fine = open_field(source, config.variables)
+    if fine.members:
+        raise AleatorError(f"{fine.source}: training needs one realisation, not an ensemble")
+    if config.statics:
+        fine = with_statics(fine, config.statics)
+    wanted = config.predictors
+    predictors = open_predictors(wanted.files, wanted.variables, lags=wanted.lags)
+    predictors, fine = same_times(predictors, fine)
+    train, test = split_times(fine, config.split)
+    return Prepared(fine, predictors, train, test, fine.grid)
+
+
+def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
+    """Fit everything but the residual's model: mask, regression, drift, dispersion, OOD.
+
+    Args:
+        prepared: the data.
+        config: settled options.
+        part: time steps to fit on.
+
+    Raises:
+        AleatorError: no cell has data throughout, or too few times.
+    """
+    fine, coarse = prepared.arrays(part)
+    prepared.coarse.refuse_bad(coarse.numpy(), part.start)
+    valid, fine = _complete(fine, prepared.fine.source)
+    variables = prepared.coarse.variables
+    x = Transforms.of([base_name(v.name) for v in variables]).coarse(coarse)
+    transforms = Transforms.of(config.variables, config.transforms)
+    z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
+    folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
+    fitted = cross_fit_fields(x, z, valid, config.predictors.strengths, **folds)
+    drift = Drift.fit(z - fitted.mean, prepared.fine.time_keys()[part])
+    mean = fitted.mean + drift.honest
+    dispersion = FieldDispersion.fit(z - mean, mean, fitted.leverage, valid, **folds)
+    clock = clock_of(prepared.fine.times[part])
+    model = PrognosisModel(
+        config=config,
+        variables=prepared.fine.variables,
+        fine_grid=prepared.fine.grid,
+        coarse_grid=prepared.coarse.grid,
+        clock=clock,
+        statics=static_fields(prepared.fine, config.factor, prepared.domain)[0],
+        valid=valid,
+        mean=fitted.ridge.at(drift.offset),
+        dispersion=dispersion,
+        context_scale=torch.zeros(0),
+        inflation=torch.ones(len(config.variables)),
+        ood=OutOfDistribution.fit((x - fitted.ridge.centres) / fitted.ridge.scale),
+        predictor_variables=variables,
+        memory=drift.memory,
+    )
+    scale = dispersion(mean, fitted.leverage)
+    hours = clock_vector(prepared.fine, clock, part.start, part.stop)
+    return View(model, fine, coarse, mean, scale, hours)
+
+
+def _complete(fine: Tensor, source: str) -> tuple[Tensor, Tensor]:
+    """Cells (H, W) that have data at all times, and the fields with values in the others too.
+
+    Observations have gaps: cells with one are left out, as is the sea. What stands in them, the
+    mean of the others at that time, changes nothing.
+    """
+    valid = ~fine.isnan().any(0).any(0)
+    if not valid.any():
+        times = int(fine.isnan().all((1, 2, 3)).sum())
+        raise AleatorError(
+            f"{source}: no cell has data at all training times"
+            + (f" ({times} times have none at all: cut them out)" if times else "")
+        )
+    usual = fine[..., valid].mean(-1)[..., None, None]
+    return valid, torch.where(valid, fine, usual)

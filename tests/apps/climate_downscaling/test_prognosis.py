@@ -1,0 +1,188 @@
+"""Perfect prognosis end to end: predictors in two files, observations with a sea and a gap."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from apps.climate_downscaling.config import read_config
+from apps.climate_downscaling.data import open_field
+from apps.climate_downscaling.describe import describe
+from apps.climate_downscaling.downscale import Downscaler, ensemble, open_input
+from apps.climate_downscaling.model import DownscalingModel
+from apps.climate_downscaling.prognosis import PrognosisModel
+from apps.climate_downscaling.run import Request, run
+from apps.climate_downscaling.train import train
+from core.errors import AleatorError
+
+STEPS = 240
+SMALL = {
+    "split": {"test_fraction": 0.2, "validation_fraction": 0.2, "gap": 2},
+    "mean": {"blocks": 3, "gap": 2},
+    "residual": {"context": "coarse", "sampler": {"name": "2m", "steps": 4}},
+    "fit": {"steps": 30, "batch_size": 16, "validate_every": 10, "warmup": 5, "log_every": 10},
+    "predictors": {"strengths": [1.0, 100.0]},
+}
+SMALL["residual"]["model"] = {"net": {"channels": 8, "multipliers": [1]}}
+
+
+def fields(values, lat, lon, units):
+    arrays = {
+        name: (("time", "lat", "lon"), v.astype(np.float32), {"units": units[name]})
+        for name, v in values.items()
+    }
+    times = np.datetime64("2001-01-01", "ns") + np.arange(STEPS) * np.timedelta64(1, "D")
+    lat = ("lat", lat, {"units": "degrees_north"})
+    lon = ("lon", lon, {"units": "degrees_east"})
+    return xr.Dataset(arrays, {"time": times, "lat": lat, "lon": lon})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folder with pressure.nc, surface.nc, fine.nc and a model of them."""
+    folder = tmp_path_factory.mktemp("prognosis")
+    rng = np.random.default_rng(0)
+    psl = 1e5 + 800 * rng.standard_normal((STEPS, 3, 4))
+    tas = 280 + 3 * rng.standard_normal((STEPS, 1, 1)) + 0.5 * rng.standard_normal((STEPS, 4, 5))
+    units = {"psl": "Pa", "tas": "K", "pr": "mm day-1"}
+    fields({"psl": psl}, np.arange(45.0, 39, -2), np.arange(0.0, 8, 2), units).to_netcdf(
+        folder / "pressure.nc"
+    )
+    fields({"tas": tas}, np.arange(40.0, 46, 1.5), np.arange(0.0, 7, 1.5), units).to_netcdf(
+        folder / "surface.nc"
+    )
+    lat, lon = np.arange(41.25, 44, 0.5), np.arange(0.25, 5.5, 0.75)
+    yesterday = np.roll((psl[:, 1, 1] - 1e5) / 800, 1)
+    warm = (tas[:, 1:3, 1:3].mean((1, 2)) + yesterday)[:, None, None]
+    fine = warm + 0.5 * rng.standard_normal((STEPS, len(lat), len(lon)))
+    rain = np.maximum(0, -(psl[:, 1, 2] - 1e5) / 400)[:, None, None] * rng.random(fine.shape)
+    truth = fields({"tas": fine, "pr": rain}, lat, lon, units)
+    truth = truth.where((truth["lat"] < 43.5) | (truth["lon"] > 1))  # a sea
+    truth["tas"][17, 0, 3] = np.nan  # a gap
+    truth["orog"] = (("lat", "lon"), rng.random((len(lat), len(lon))) * 900, {"units": "m"})
+    truth.to_netcdf(folder / "fine.nc")
+    config = read_config(
+        None,
+        SMALL,
+        variables="tas,pr",
+        predictors=[str(folder / "pressure.nc"), str(folder / "surface.nc")],
+    )
+    train(str(folder / "fine.nc"), folder / "model", config, seed=1, say=lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def downscaler(world):
+    return Downscaler.load(world / "model", "cpu")
+
+
+def inputs(world):
+    return [world / "pressure.nc", world / "surface.nc"]
+
+
+def test_it_has_learnt_and_says_so(downscaler):
+    model = downscaler.model
+    assert isinstance(model, PrognosisModel)
+    assert model.predictor_names == ("psl", "tas")
+    tas, pr = model.card["scores"]
+    assert tas["rmse"] < 0.8  # noise alone 0.5, climatology 3.2, without yesterday 1.1
+    assert 0.6 < tas["spread_skill"] < 1.4
+    assert pr["wet_days"] == pytest.approx(0, abs=0.1)
+    assert "coarse_error" not in tas
+    valid = model.valid
+    assert not valid[-1, 0]  # sea
+    assert not valid[0, 3]  # a gap at one time
+    assert valid.sum() == valid.numel() - 1 - (~valid[-1]).sum()
+
+
+def test_output_is_on_the_fine_grid_with_a_sea(downscaler, world):
+    fine = downscaler.downscale(inputs(world), members=3, time_range="2001-02-01:2001-02-05")
+    assert fine["tas"].shape == (3, 5, 6, 7)
+    truth = xr.open_dataset(world / "fine.nc")
+    np.testing.assert_array_equal(fine["lat"], truth["lat"])
+    assert fine["pr"].attrs["units"] == "mm day-1"
+    assert float(fine["pr"].min()) == 0.0
+    valid = downscaler.model.valid.numpy()
+    assert fine["tas"].notnull().values[:, :, valid].all()
+    assert fine["tas"].isnull().values[:, :, ~valid].all()
+    error = fine["tas"].mean("member") - truth["tas"].sel(time=fine["time"])
+    assert float(np.sqrt((error**2).mean())) < 0.9
+
+
+def test_neighbours_come_from_outside_the_part_that_is_asked_for(downscaler, world):
+    field = downscaler.field(inputs(world))
+    whole = ensemble(downscaler.model, field, 30, 36, members=2)
+    part = downscaler.field(inputs(world), "2001-02-02:2001-02-04")
+    again = ensemble(downscaler.model, part, 0, 3, members=2)
+    np.testing.assert_array_equal(again, whole[:, 2:5])
+
+
+def test_any_model_may_drive_it(downscaler, world):
+    """Its grid and its order of variables are others; what it has beside is not looked at."""
+    both = xr.open_dataset(world / "surface.nc")
+    pressure = xr.open_dataset(world / "pressure.nc")
+    inside = both.sel(lat=slice(41, 45), lon=slice(0, 6))
+    both = inside.assign(psl=pressure["psl"].interp(lat=inside["lat"], lon=inside["lon"]))
+    both["psl"].attrs["units"] = "Pa"
+    both["strange"] = both["tas"].assign_attrs(units="furlong")
+    days = {"members": 2, "time_range": "2001-01-05:2001-01-08"}
+    mine, theirs = (downscaler.downscale(source, **days) for source in (both, inputs(world)))
+    assert float(np.abs(mine["tas"] - theirs["tas"]).mean()) < 0.6
+
+
+def test_a_model_survives_its_checkpoint(downscaler, world, tmp_path):
+    model = downscaler.model
+    assert (
+        model.save(tmp_path / "m", {}, "").fingerprint
+        == DownscalingModel.load(world / "model").save(tmp_path / "n", {}, "").fingerprint
+    )
+    field = downscaler.field(inputs(world))
+    one, two = (
+        ensemble(m, field, 0, 2, members=2) for m in (model, DownscalingModel.load(tmp_path / "m"))
+    )
+    np.testing.assert_array_equal(one, two)
+
+
+def test_the_command_writes_draws_and_scores(world, tmp_path, capsys):
+    run(
+        Request(
+            sources=tuple(map(str, inputs(world))),
+            output=tmp_path / "fine.nc",
+            model=world / "model",
+            members=3,
+            time_range="2001-02-01:2001-02-05",
+            truth=str(world / "fine.nc"),
+        ),
+        say=lambda line: None,
+    )
+    assert "this model" in capsys.readouterr().out
+    assert (tmp_path / "fine.png").stat().st_size > 10_000
+    found = open_field(tmp_path / "fine.nc", ensemble=True)
+    assert set(found.names) == {"tas", "pr"}
+    assert found.members == 3
+
+
+def test_info_says_what_it_needs(world):
+    text = describe(str(world / "model"))
+    assert "predictors: psl, tas, at time steps -1, 0, +1" in text
+    assert "ridge on all 72 predictors" in text
+
+
+def test_leverage_makes_members_of_strange_inputs_spread(downscaler, world):
+    model = downscaler.model
+    x = model.predictors(torch.from_numpy(downscaler.field(inputs(world)).read(0, 4)))
+    far = model.mean.centres + 8 * (x - model.mean.centres)
+    near_reach, far_reach = (model.mean.leverage(v).mean() for v in (x, far))
+    assert far_reach > 30 * near_reach
+    assert model.ood.score(model.standardised(far)).min() > 1
+
+
+def test_mistakes_have_one_clear_line(downscaler, world):
+    with pytest.raises(AleatorError, match="no variable psl, which the model needs"):
+        downscaler.field([world / "surface.nc"])
+    with pytest.raises(AleatorError, match="no input: give the files"):
+        open_input(downscaler, ())
+    with pytest.raises(AleatorError, match="not both"):
+        read_config(None, SMALL, variables="tas", factor=2, predictors=["a.nc"])
+    with pytest.raises(AleatorError, match=r"--factor is missing.*or give --predictors"):
+        read_config(None, {}, variables="tas")

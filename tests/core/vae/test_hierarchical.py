@@ -1,0 +1,441 @@
+"""Hierarchical VAEs: a diffusion model in disguise, and exact on linear-Gaussian chains."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+import core.elbo
+from core import build
+from core.denoiser import Posterior
+from core.elbo import diffusion_elbo
+from core.errors import AleatorError
+from core.paths import path_from_config
+from core.random import keyed_generator
+from core.solvers.base import log_snr_grid
+from core.solvers.deterministic import posterior_variance
+from core.solvers.stochastic import ancestral_coefficients
+from core.training import FitConfig, fit
+from core.vae import BottomUpVAE, TopDownVAE
+from core.vae.likelihoods import GaussianLikelihood
+
+F64 = torch.float64
+
+
+class Fixed(nn.Module):
+    """x -> (mean(x), ln variance): one Gaussian kernel of a chain."""
+
+    def __init__(self, mean, variance):
+        super().__init__()
+        self.mean, self.log_variance = mean, math.log(variance)
+
+    def forward(self, x, level, context=None):
+        return torch.cat([self.mean(x), torch.full_like(x, self.log_variance)], 1)
+
+
+class Mean(nn.Module):
+    """x -> mean(x)."""
+
+    def __init__(self, mean):
+        super().__init__()
+        self.mean = mean
+
+    def forward(self, x, level, context=None):
+        return self.mean(x)
+
+
+def gaussian(scale, shape=(1,)):
+    likelihood = GaussianLikelihood(shape, scale=1.0, learned="no", least=1e-9).double()
+    likelihood.log_scale.fill_(math.log(scale))
+    likelihood.least = 1e-9
+    return likelihood
+
+
+def diffusion_as_chain(denoise, path, times):
+    """The bottom-up VAE whose encoder is the path's forward chain, times from clean to noisy."""
+
+    def forward_kernel(s, t):
+        at, to = path.at(t), path.at(s) if s is not None else None
+        if to is None:
+            return Fixed(lambda x, a=at.alpha: a * x, at.sigma**2)
+        ratio = at.alpha / to.alpha
+        return Fixed(lambda x, a=ratio: a * x, at.sigma**2 - ratio**2 * to.sigma**2)
+
+    def reverse_kernel(s, t):
+        on_x, on_mean = ancestral_coefficients(path, t, s)
+        return Fixed(
+            lambda x: on_x * x + on_mean * denoise(x, t).mean, posterior_variance(path, t, s)
+        )
+
+    pairs = list(itertools.pairwise(times))
+    first = path.at(times[0])
+    return BottomUpVAE(
+        (1,),
+        latent_dims=[1] * len(times),
+        likelihood=gaussian(first.sigma / first.alpha),
+        encoder=[forward_kernel(None, times[0]), *[forward_kernel(s, t) for s, t in pairs]],
+        decoder=[
+            Mean(lambda x: denoise(x, times[0]).mean),
+            *[reverse_kernel(s, t) for s, t in pairs],
+        ],
+    )
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("name", ["vp", "cosine"])
+def test_the_chain_with_fixed_encoder_has_the_bound_of_diffusion(name, monkeypatch):
+    """Expectations by Gauss–Hermite quadrature on both sides, with a nonlinear denoiser.
+
+    The chain's bound averages log-ratios over whole trajectories; the diffusion's averages
+    closed-form divergences over one latent at a time.
+    """
+    path = path_from_config(name)
+
+    def denoise(x_t, t):
+        return Posterior(torch.tanh(0.8 * x_t) - 0.1 * t, x_t, path.at(t))
+
+    steps = 2
+    times = log_snr_grid(path, steps + 1, path.t_from_log_snr(torch.tensor(0.5, dtype=F64)).item())
+    nodes, weights = (torch.tensor(v, dtype=F64) for v in _hermite(60))
+    model = diffusion_as_chain(denoise, path, times[::-1])
+    for value in (-0.7, 1.3):
+        x = torch.full((60, 1), value, dtype=F64)
+        monkeypatch.setattr(core.elbo, "randn", lambda *a, **k: nodes[:, None])
+        parts = diffusion_elbo(denoise, x, path=path, steps=steps, log_snr_max=0.5)
+        monkeypatch.undo()
+        expected = -(weights @ parts.l_0 + (parts.l_t @ weights).sum() + parts.l_T[0])
+
+        grid = torch.cartesian_prod(*[nodes] * (steps + 1))
+        mass = torch.cartesian_prod(*[weights] * (steps + 1)).prod(1)
+        done = model(x[:1].expand(len(grid), 1), None, list(grid[:, :, None].unbind(1)))
+        found = mass @ (done.log_p - done.log_ratio.sum(1))
+        assert found.item() == pytest.approx(expected.item(), abs=1e-8)
+
+
+@pytest.mark.exact
+def test_a_long_linear_chain_has_the_bound_of_diffusion(monkeypatch):
+    """Up to T = 80: quadratic in the noise, so that its mean is exact from symmetric points."""
+    path = path_from_config("vp")
+
+    def denoise(x_t, t):  # exact for data N(0.3, 0.5²)
+        point = path.at(t)
+        gain = point.alpha * 0.25 / (point.alpha**2 * 0.25 + point.sigma**2)
+        return Posterior(0.3 + gain * (x_t - point.alpha * 0.3), x_t, point)
+
+    x, gaps = torch.tensor([[1.1]], dtype=F64), []
+    end = path.t_from_log_snr(torch.tensor(6.0, dtype=F64)).item()
+    evidence = torch.distributions.Normal(0.3, 0.5).log_prob(x).item()
+    point = torch.tensor([[0.0], [1.0], [-1.0]], dtype=F64)
+    monkeypatch.setattr(core.elbo, "randn", lambda *a, **k: point)
+    for steps in (5, 20, 80):
+        model = diffusion_as_chain(denoise, path, log_snr_grid(path, steps + 1, end)[::-1])
+        unit = torch.eye(steps + 1, dtype=F64)
+        noise = torch.cat([torch.zeros(1, steps + 1, dtype=F64), unit, -unit])
+        done = model(x.expand(len(noise), 1), None, list(noise[:, :, None].unbind(1)))
+        found = _mean_of_quadratic(done.log_p - done.log_ratio.sum(1)).item()
+        parts = diffusion_elbo(denoise, x.expand(3, 1), path=path, steps=steps, log_snr_max=6.0)
+        terms = torch.cat([parts.l_t, parts.l_0[None]])
+        expected = -sum(_mean_of_quadratic(row) for row in terms) - parts.l_T[0]
+        assert found == pytest.approx(expected.item(), abs=1e-8)
+        gaps.append(evidence - found)
+    assert 0 < gaps[2] < gaps[1] / 2 < gaps[0] / 4
+
+
+def _hermite(n):
+    import numpy as np
+
+    nodes, weights = np.polynomial.hermite_e.hermegauss(n)
+    return nodes, weights / weights.sum()
+
+
+def _mean_of_quadratic(values):
+    """E f(ε) of a quadratic f from f(0), f(e_i), f(-e_i)."""
+    n = (len(values) - 1) // 2
+    return values[0] + 0.5 * (values[1 : n + 1] + values[n + 1 :] - 2 * values[0]).sum()
+
+
+def conditional(joint, known, wanted):
+    """Gain, offset and covariance of p(wanted | known) in a joint Gaussian."""
+    S, m = joint.covariance_matrix, joint.mean
+    gain = torch.linalg.solve(S[known][:, known], S[known][:, wanted]).T
+    return gain, m[wanted] - gain @ m[known], S[wanted][:, wanted] - gain @ S[known][:, wanted]
+
+
+A = torch.tensor([[0.8, 0.0], [0.0, -0.5]], dtype=F64)  # z_2 -> z_1
+S1, SX = 0.7, 0.4
+
+
+def joint(W, m):
+    """The law of (z_2, z_1, x): z_1 = A z_2 + S1 ε, x = W z_1 + m + SX ε."""
+    eye2, eye4 = torch.eye(2, dtype=F64), torch.eye(4, dtype=F64)
+    C1 = A @ A.T + S1**2 * eye2
+    top = torch.cat([eye2, A.T, A.T @ W.T], 1)
+    middle = torch.cat([A, C1, C1 @ W.T], 1)
+    bottom = torch.cat([W @ A, W @ C1, W @ C1 @ W.T + SX**2 * eye4], 1)
+    mean = torch.cat([torch.zeros(4, dtype=F64), m])
+    return MultivariateNormal(mean, torch.cat([top, middle, bottom]))
+
+
+Z2, Z1, X = slice(0, 2), slice(2, 4), slice(4, 8)
+
+
+def index(*parts):
+    return torch.cat([torch.arange(8)[p] for p in parts])
+
+
+@pytest.fixture
+def law(orthogonal):
+    return joint(orthogonal.W, orthogonal.m)
+
+
+def evidence(law):
+    return MultivariateNormal(law.mean[X], law.covariance_matrix[X, X])
+
+
+def examples(law, n=40):
+    z = torch.randn(n, 4, generator=keyed_generator(3), dtype=F64)
+    return law.mean[X] + 1.2 * z
+
+
+def bottom_up(law, orthogonal, shift=0.0, widen=1.0):
+    Affine, kernels = orthogonal.affine, []
+    for known, wanted in ((index(X), index(Z1)), (index(Z1), index(Z2))):
+        gain, offset, covariance = conditional(law, known, wanted)
+        torch.testing.assert_close(covariance, covariance.diagonal().diag())
+        kernels.append(Affine(gain, offset + shift, (widen * covariance.diagonal()).log()))
+    prior = Affine(A, torch.zeros(2, dtype=F64), torch.full((2,), 2 * math.log(S1), dtype=F64))
+    return BottomUpVAE(
+        (4,),
+        latent_dims=(2, 2),
+        likelihood=gaussian(SX, (4,)),
+        encoder=kernels,
+        decoder=[Affine(orthogonal.W, orthogonal.m), prior],
+    )
+
+
+def top_down(law, orthogonal, shift=0.0, widen=1.0):
+    """The path h carries z_2 in its first two features and z_1 in the next two."""
+    Affine, width, eye = orthogonal.affine, 4, torch.eye(4, dtype=F64)
+    zero = torch.zeros(2, width, dtype=F64)
+    model = TopDownVAE(
+        (4,),
+        latent_dims=(2, 2),
+        width=width,
+        likelihood=gaussian(SX, (4,)),
+        encoder=Affine(eye, torch.zeros(4, dtype=F64)),
+        decoder=Affine(torch.cat([0 * orthogonal.W, orthogonal.W], 1), orthogonal.m),
+    ).double()
+    low, top = model.levels
+    top.prior = Affine(zero, torch.zeros(2, dtype=F64), torch.zeros(2, dtype=F64))
+    spread = torch.full((2,), 2 * math.log(S1), dtype=F64)
+    low.prior = Affine(torch.cat([A, 0 * A], 1), torch.zeros(2, dtype=F64), spread)
+    for level, known, wanted in ((top, index(X), Z2), (low, index(Z2, X), Z1)):
+        gain, offset, covariance = conditional(law, known, index(wanted))
+        torch.testing.assert_close(covariance, covariance.diagonal().diag())
+        full = torch.zeros(2, 8, dtype=F64)
+        full[:, 4:] = gain[:, -4:]
+        full[:, : gain.shape[1] - 4] = gain[:, :-4]
+        level.posterior = Affine(full, offset + shift, (widen * covariance.diagonal()).log())
+    with torch.no_grad():
+        for level, rows in ((top, slice(0, 2)), (low, slice(2, 4))):
+            level.inject.weight.zero_()
+            level.inject.bias.zero_()
+            level.inject.weight[rows] = torch.eye(2, dtype=F64)
+    return model
+
+
+BOTH = pytest.mark.parametrize("make", [bottom_up, top_down])
+
+
+@pytest.mark.exact
+@BOTH
+def test_the_bound_is_the_evidence_where_the_posterior_is_exact(make, law, orthogonal):
+    model, x = make(law, orthogonal), examples(law)
+    exact = evidence(law).log_prob(x)
+    for draws in (1, 5):
+        found = model.log_prob(x, draws=draws, generator=keyed_generator(0))
+        torch.testing.assert_close(found.value, exact, rtol=0, atol=1e-9)
+
+
+@pytest.mark.exact
+@BOTH
+def test_bounds_are_ordered(make, law, orthogonal):
+    model = make(law, orthogonal, shift=0.3, widen=1.6)
+    x = examples(law, 1)
+    exact, below = evidence(law).log_prob(x).item(), -math.inf
+    for draws in (1, 4, 32):
+        many = x.expand(4000, -1)
+        values = model.log_prob(many, draws=draws, generator=keyed_generator(draws)).value
+        stderr = values.std().item() / math.sqrt(len(values))
+        assert values.mean().item() > below + 3 * stderr
+        below = values.mean().item()
+        assert below < exact + 3 * stderr
+    assert exact - below < 0.15
+
+
+@pytest.mark.exact
+@BOTH
+def test_the_loss_is_the_bound_in_expectation(make, law, orthogonal):
+    model, x = make(law, orthogonal, 0.3, 1.6), examples(law, 1).expand(20000, -1)
+    loss = -model.loss(x, generator=keyed_generator(1)).value
+    bound = model.log_prob(x, draws=1, generator=keyed_generator(2)).value
+    stderr = math.hypot(loss.std().item(), bound.std().item()) / math.sqrt(20000)
+    assert loss.mean().item() == pytest.approx(bound.mean().item(), abs=4 * stderr)
+    assert stderr < 0.05
+
+
+@pytest.mark.exact
+@BOTH
+def test_prior_samples_follow_the_evidence(make, law, orthogonal):
+    n, exact = 60000, evidence(law)
+    x = make(law, orthogonal).sample((n,), generator=keyed_generator(4))
+    z = torch.linalg.solve_triangular(exact.scale_tril, (x - exact.mean).T, upper=False)
+    assert (z.mean(1).abs() < 5 / math.sqrt(n)).all()
+    torch.testing.assert_close(z @ z.T / n, torch.eye(4, dtype=F64), rtol=0, atol=8 / n**0.5)
+
+
+CONFIGS = {
+    "hierarchical_vae": {
+        "encoder": {"width": 16, "blocks": 1, "classes": 3},
+        "decoder": {"width": 16, "blocks": 1, "classes": 3},
+    },
+    "top_down_vae": {
+        "width": 12,
+        "encoder": {"width": 16, "blocks": 1, "classes": 3},
+        "decoder": {"width": 16, "blocks": 1, "classes": 3},
+        "level": {"width": 16, "blocks": 1, "classes": 3},
+    },
+}
+FAMILIES = pytest.mark.parametrize("family", sorted(CONFIGS))
+
+
+def config(family, **changes):
+    base = {"family": family, "event_shape": [5], "latent_dims": [3, 2, 2]}
+    return {**base, **CONFIGS[family], **changes}
+
+
+def randomised(family, **changes):
+    model, generator = build(config(family, **changes)), keyed_generator(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+@pytest.mark.contract
+@FAMILIES
+@pytest.mark.parametrize("event", [[5], [1, 4, 4]])
+def test_verbs_keep_each_examples_stream(family, event):
+    model = randomised(family, event_shape=event).double()
+    x = torch.randn(6, *event, generator=keyed_generator(0), dtype=F64)
+    label = torch.arange(6) % 3
+
+    def streams(rows):
+        return [keyed_generator(9, r) for r in rows]
+
+    for verb in (
+        lambda c, r: model.log_prob(x[r], c, draws=3, generator=streams(r)).value,
+        lambda c, r: model.loss(x[r], c, generator=streams(r)).value,
+        lambda c, r: model.sample((1,), c, generator=streams(r))[0],
+    ):
+        whole, part = verb(label, range(6)), verb(label[4:], range(4, 6))
+        torch.testing.assert_close(whole[4:], part, rtol=1e-9, atol=1e-9)
+    assert model.sample((4,), label, generator=keyed_generator(2)).shape == (4, 6, *event)
+    assert model.sample((4,), generator=keyed_generator(2)).shape == (4, *event)
+    other = model.log_prob(x, (label + 1) % 3, draws=3, generator=streams(range(6))).value
+    same = model.log_prob(x, label, draws=3, generator=streams(range(6))).value
+    assert not torch.allclose(other, same)
+
+
+@FAMILIES
+def test_every_parameter_learns_and_idle_levels_are_no_nan(family, tmp_path):
+    """One-dimensional data leave most levels idle: divergence near zero, nothing infinite."""
+    model = build(config(family, event_shape=[2], warmup=150))
+    u = torch.randn(1000, 1, generator=keyed_generator(0))
+    train = torch.cat([u, -u], 1) + 0.1 * torch.randn(1000, 2, generator=keyed_generator(1))
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    def batches(step, generator):
+        label = torch.randint(3, (64,), generator=generator)
+        return train[torch.randint(1000, (64,), generator=generator)], label
+
+    options = FitConfig(steps=300, learning_rate=5e-3, validate_every=0, ema=0.0)
+    fitted = fit(model, batches, options, folder=tmp_path, progress=None, device="cpu").model
+    unmoved = [n for n, p in fitted.named_parameters() if torch.equal(p, start[n])]
+    assert not [n for n in unmoved if "condition" not in n]
+    label = torch.zeros(1000, dtype=torch.long)
+    terms = fitted.loss(train, label, generator=keyed_generator(2)).terms
+    rates = sorted(terms[f"kl_{level}"].mean().item() for level in (1, 2, 3))
+    assert all(math.isfinite(r) for r in rates)
+    assert rates[0] < 0.2
+    bound = fitted.log_prob(train, label, generator=keyed_generator(3)).value.mean().item()
+    S = torch.tensor([[1.01, -1.0], [-1.0, 1.01]])
+    exact = MultivariateNormal(torch.zeros(2), S).log_prob(train).mean().item()
+    without_latents = MultivariateNormal(torch.zeros(2), S.diag().diag()).log_prob(train).mean()
+    assert without_latents.item() + 0.2 < bound < exact + 0.05
+
+
+@pytest.mark.exact
+def test_level_bits_hold_idle_levels(law, orthogonal):
+    model, x = top_down(law, orthogonal), examples(law)
+    plain = model.loss(x, generator=keyed_generator(5))
+    model.level_bits = 1e3
+    held = model.loss(x, generator=keyed_generator(5))
+    torch.testing.assert_close(held.value, plain.terms["reconstruction"] + 2e3)
+    model.beta = 0.0
+    torch.testing.assert_close(
+        model.loss(x, generator=keyed_generator(5)).value, plain.terms["reconstruction"]
+    )
+
+
+@pytest.mark.exact
+def test_both_directions_share_one_path(law, orthogonal):
+    """The prior of a level is the same function of the path in inference and in generation."""
+    model = top_down(law, orthogonal)
+    x = examples(law, 3)
+    noise = [torch.zeros(3, 2, dtype=F64)] * 2
+    latents = model(x, None, noise).latents
+    h = model.levels[1].after(model.top.expand(3, -1), latents[1], None)
+    given_above = model.levels[0].prior(h, None)
+    with torch.no_grad():
+        model.levels[1].inject.weight.mul_(2)
+    moved = model(x, None, noise)
+    h = model.levels[1].after(model.top.expand(3, -1), latents[1], None)
+    assert not torch.allclose(model.levels[0].prior(h, None), given_above)
+    assert not torch.allclose(moved.latents[0], latents[0])  # the posterior below sees it too
+
+
+@FAMILIES
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latent_dims": []}, r"latent_dims=\[\]"),
+        ({"latent_dims": [2, 0]}, r"latent_dims=\[2, 0\]"),
+        ({"level_bits": -1.0}, "level_bits=-1.0"),
+        ({"likelihood": "normal"}, "unknown likelihood 'normal'"),
+        ({"encoder": {"wide": 3}}, "net MLP has no option 'wide'"),
+    ],
+)
+def test_mistakes_in_configs_are_named(family, change, message):
+    with pytest.raises(AleatorError, match=message):
+        build(config(family, **change))
+
+
+@FAMILIES
+def test_bad_examples_are_one_clear_line(family):
+    model = build(config(family))
+    for verb in (model.loss, model.log_prob):
+        with pytest.raises(AleatorError, match="first in example 1"):
+            verb(torch.tensor([[0.0] * 5, [math.nan] * 5]))
+        with pytest.raises(AleatorError, match="context of batch 3 for 2"):
+            verb(torch.zeros(2, 5), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(AleatorError, match="sampler='2m'"):
+        model.sample((2,), sampler="2m")
+
+
+def test_networks_are_counted():
+    with pytest.raises(AleatorError, match="1 networks for 2 levels"):
+        BottomUpVAE((4,), latent_dims=(2, 2), encoder=[Mean(torch.nn.Identity())])
