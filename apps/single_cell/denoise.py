@@ -17,7 +17,6 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import torch
-from scipy import special
 
 from apps.single_cell.cells import Cells
 from apps.single_cell.config import Config
@@ -28,7 +27,7 @@ from apps.single_cell.fitting import fit_model
 from apps.single_cell.model import CellVAE
 from apps.single_cell.ood import WARN_ABOVE, Surprise
 from apps.single_cell.output import Additions, Blocks, annotate, write_cells
-from apps.single_cell.posterior import DRAWS, Rates, rates
+from apps.single_cell.posterior import DRAWS, SHAPES, Rates, quantiles, rates
 from apps.single_cell.selection import Say, Verdict, select
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import AleatorError
@@ -366,16 +365,19 @@ class Denoiser:
 
 
 def expected_log(mean: np.ndarray, shape: np.ndarray, nodes: int = 12) -> np.ndarray:
-    """E log(1 + λ) for gamma laws of the given means and shapes, by Gauss–Hermite in ln λ's law.
+    """E log(1 + λ) for gamma laws of the given means and shapes.
 
-    Quantiles of the law at `nodes` Gauss–Legendre points of probability are averaged.
+    The integral over probabilities p of log(1 + quantile(p)), by Gauss and Legendre.
+
+    Args:
+        mean: any shape.
+        shape: of the gamma laws, likewise.
+        nodes: of the quadrature.
     """
     at, weight = np.polynomial.legendre.leggauss(nodes)
-    grid = np.linspace(np.log(1e-3), np.log(1e6), 2001)
-    place, total = np.log(np.clip(shape, 1e-3, 1e6)), np.zeros(mean.shape, np.float32)
+    place, total = np.log(np.clip(shape, *SHAPES)), np.zeros(mean.shape, np.float32)
     for p, w in zip((at + 1) / 2, weight / 2, strict=True):
-        k = np.exp(grid)
-        total += w * np.log1p(mean * np.interp(place, grid, special.gammaincinv(k, p) / k))
+        total += w * np.log1p(mean * np.interp(place, *quantiles(float(p))))
     return total
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -107,7 +108,7 @@ def fit_model(
     config: Config,
     *,
     seed: int = 0,
-    score: Callable[[CellVAE], float] | None = None,
+    score: Callable[[Any], float] | None = None,
     checks: int = CHECKS,
     patience: int = 3,
     folder: Path | None = None,

@@ -197,7 +197,7 @@ class _PoissonMass(torch.autograd.Function):
         return (x * h).sum(1) + total * (library.log() - h.logsumexp(1)) - library
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         p, total, x = ctx.saved_tensors
         return (x - p * total[:, None]) * g[:, None], None, None
 
@@ -218,9 +218,7 @@ class _NegativeBinomialMass(torch.autograd.Function):
         return (-zero.sum(1)).index_add(0, row, special)
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: Any, g: Tensor
-    ) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
         p, mu, log_theta, x, row, column, own = ctx.saved_tensors
         theta = log_theta.exp()
         ratio = (x + theta).div_(mu + theta)

@@ -93,6 +93,9 @@ class CellVAE(VAE):
     `label` (B,), the batch.
     """
 
+    decoder: Decoder
+    likelihood: CellLikelihood
+
     def __init__(
         self,
         profile: Tensor,

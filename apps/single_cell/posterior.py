@@ -60,7 +60,7 @@ class Rates:
         """Central credible interval of the rates, two of (B, G)."""
         shape = np.log(np.clip(self.shape, SHAPES[0], SHAPES[1]))
         tails = (0.5 - level / 2, 0.5 + level / 2)
-        low, high = (self.mean * np.interp(shape, *_quantiles(tail)) for tail in tails)
+        low, high = (self.mean * np.interp(shape, *quantiles(tail)) for tail in tails)
         return low.astype(np.float32), high.astype(np.float32)
 
 
@@ -151,8 +151,8 @@ SHAPES = (1e-3, 1e6)
 """Between these shapes, quantiles of the gamma law are read from a table."""
 
 
-@lru_cache(maxsize=8)
-def _quantiles(p: float) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=64)
+def quantiles(p: float) -> tuple[np.ndarray, np.ndarray]:
     """Quantile over mean of gamma laws, on a grid of the logarithm of the shape."""
     grid = np.linspace(np.log(SHAPES[0]), np.log(SHAPES[1]), 4001)
     shape = np.exp(grid)

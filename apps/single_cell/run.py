@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -273,7 +274,8 @@ def _column(path: Path, name: str) -> np.ndarray:
     if path.is_dir():
         import zarr
 
-        return np.asarray(zarr.open_group(path, mode="r")["obs"][name])
+        store: Any = zarr.open_group(path, mode="r")
+        return np.asarray(store["obs"][name])
     import h5py
 
     with h5py.File(path, "r") as file:

@@ -34,7 +34,7 @@ SHARE = 0.9
 """Of the molecules that train."""
 SCORED = 1000
 """Cells on which candidates are compared."""
-BASE = {"likelihood": "nb", "latent": 20, "strength": 100.0}
+BASE: dict[str, Any] = {"likelihood": "nb", "latent": 20, "strength": 100.0}
 LADDERS: dict[str, tuple[Any, ...]] = {
     "strength": (1.0, 10.0, 100.0, 1e3, 1e4),
     "latent": (5, 10, 20, 40),
@@ -198,7 +198,8 @@ def select(
     tried: list[tuple[str, float]] = []
     if search:
         config = _search(trial, config, steps, tried, say)
-    config = replace(config, **{k: v for k, v in BASE.items() if getattr(config, k) is None})
+    rest: dict[str, Any] = {k: v for k, v in BASE.items() if getattr(config, k) is None}
+    config = replace(config, **rest)
     model, best = trial.fit(replace(config, steps=steps), checks=6)
     whole = default_steps(len(counts), config.batch_size)
     chosen = config.steps or max(1, round(whole * best / steps))
@@ -260,7 +261,8 @@ def _search(
 ) -> Config:
     """Move each free option along its ladder while short runs get better."""
     free = [name for name in LADDERS if getattr(config, name) is None]
-    current = replace(config, **{name: BASE[name] for name in free}, steps=max(100, steps // 4))
+    start: dict[str, Any] = {name: BASE[name] for name in free}
+    current = replace(config, **start, steps=max(100, steps // 4))
     if not free:
         return config
 
@@ -281,7 +283,8 @@ def _search(
                 place = ladder.index(getattr(current, name)) + direction
                 if not 0 <= place < len(ladder):
                     break
-                candidate = replace(current, **{name: ladder[place]})
+                moved_to: dict[str, Any] = {name: ladder[place]}
+                candidate = replace(current, **moved_to)
                 value = loss(candidate)
                 if value >= least:
                     break
