@@ -139,6 +139,32 @@ def train(
 
 @app.command()
 @friendly
+def score(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="h5ad, Zarr, 10x or Loom.")],
+    model: Annotated[Path, typer.Option("--model", help="Folder of a trained model.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")],
+    layer: Layer = None,
+    seed: Seed = 0,
+    drop_empty: DropEmpty = False,
+    make_unique: MakeUnique = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Map cells into a model's latent space and say which are unlike its training cells."""
+    from apps.single_cell import run
+    from apps.single_cell.denoise import Output
+
+    run.denoise(
+        run.Input(source, layer, drop_empty, make_unique),
+        output,
+        Output(rates=False, seed=seed),
+        model=model,
+        overwrite=overwrite,
+        say=say,
+    )
+
+
+@app.command()
+@friendly
 def evaluate(
     source: Source = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")] = Path(

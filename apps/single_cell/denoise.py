@@ -50,6 +50,7 @@ class Output:
         dtype: float32 or float16.
         batch: category of the batch key to decode with instead of each cell's own.
         seed: of the draws.
+        rates: whether to write layers at all; without them only latents and scores.
     """
 
     target_sum: float | None = None
@@ -59,6 +60,7 @@ class Output:
     dtype: str = "float32"
     batch: str | None = None
     seed: int = 0
+    rates: bool = True
 
     def __post_init__(self) -> None:
         if self.target_sum is not None and self.target_sum <= 0:
@@ -73,6 +75,8 @@ class Output:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers."""
+        if not self.rates:
+            return ()
         return (*LAYERS, LOG_LAYER) if self.log else LAYERS
 
 
@@ -305,7 +309,7 @@ class Denoiser:
                 kept["latent"].append(part.latent)
                 kept["elbo"].append(part.elbo)
                 kept["library"].append(library)
-                arrays = _arrays(part, library, output)
+                arrays = _arrays(part, library, output) if output.rates else []
                 yield part.start, part.stop, [_into(raw, values, own) for values in arrays]
 
         def finish() -> Additions:

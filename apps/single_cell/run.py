@@ -156,7 +156,8 @@ def denoise(
         say(line)
     if model is not None and denoiser.verdict:
         say(f"in training: {denoiser.verdict.sentence()}")
-    say(f"wrote {written}: layers {', '.join(output.layers)}")
+    told = f"layers {', '.join(output.layers)}" if output.rates else "latents and scores"
+    say(f"wrote {written}: {told}")
     return written
 
 

@@ -28,11 +28,11 @@ from core.errors import AleatorError
 
 Say = Callable[[object], None]
 
-SAMPLE = 20_000
+SAMPLE = 6000
 """Cells that are looked at, at most: a seeded sample of larger sets."""
 SHARE = 0.9
 """Of the molecules that train."""
-SCORED = 1000
+SCORED = 500
 """Cells on which candidates are compared."""
 BASE: dict[str, Any] = {"likelihood": "nb", "latent": 20, "strength": 100.0}
 LADDERS: dict[str, tuple[Any, ...]] = {
@@ -238,7 +238,7 @@ def judge(
     )
 
 
-def coverage(trial: _Trial, model: CellVAE, level: float = 0.9, cells: int = SCORED) -> float:
+def coverage(trial: _Trial, model: CellVAE, level: float = 0.9, cells: int = 1000) -> float:
     """Share of held-out molecules whose randomised rank is in the central interval.
 
     Only values where a molecule is expected in at least one of a hundred cells count: what is all
@@ -262,7 +262,7 @@ def _search(
     """Move each free option along its ladder while short runs get better."""
     free = [name for name in LADDERS if getattr(config, name) is None]
     start: dict[str, Any] = {name: BASE[name] for name in free}
-    current = replace(config, **start, steps=max(100, steps // 4))
+    current = replace(config, **start, steps=max(80, steps // 6))
     if not free:
         return config
 

@@ -86,6 +86,13 @@ def test_train_then_denoise_then_info(cells, tmp_path):
     found = invoke("denoise", cells, "--model", tmp_path / "m", "-o", out, "--dtype", "float16")
     assert found.exit_code == 0, found.output
     assert ad.read_zarr(out).layers["denoised"].dtype == np.float16
+    scored = tmp_path / "scored.h5ad"
+    found = invoke("score", cells, "--model", tmp_path / "m", "-o", scored)
+    assert found.exit_code == 0, found.output
+    adata, whole = ad.read_h5ad(scored), ad.read_zarr(out)
+    assert "denoised" not in adata.layers
+    assert (adata.obs["aleator_ood"].to_numpy() == whole.obs["aleator_ood"].to_numpy()).all()
+    assert (adata.obsm["X_aleator"] == whole.obsm["X_aleator"]).all()
     assert "denoiser of single cells" in invoke("info", tmp_path / "m").stdout
     assert "120 cells x 200 genes" in invoke("info", cells).stdout
     assert "holds a model" in refused("train", cells, "-o", tmp_path / "m", *QUICK)

@@ -10,7 +10,7 @@ from apps.single_cell.data import open_cells
 from apps.single_cell.denoise import expected_log
 from core.errors import AleatorError, CheckpointError
 
-QUICK = Config(latent=4, width=32, likelihood="nb", strength=10.0, steps=300)
+QUICK = Config(latent=4, width=32, likelihood="nb", strength=10.0, steps=200)
 
 
 def known(n=240, g=50, seed=0, batches=1):
@@ -214,7 +214,7 @@ def test_dispersion_of_each_batch_learns_and_loads(tmp_path):
 @pytest.mark.parametrize("likelihood", ["poisson", "zinb"])
 def test_other_likelihoods_beat_the_mean(likelihood):
     adata, _ = known()
-    config = Config(4, 32, likelihood, strength=10.0, steps=300)
+    config = Config(4, 32, likelihood, strength=10.0, steps=150)
     verdict = Denoiser.fit(adata, config=config).verdict
     assert verdict.losses["ours"] < verdict.losses["library mean"]
 
@@ -281,3 +281,16 @@ def test_raw_slot_has_no_layers(fitted):
     held.raw = adata
     with pytest.raises(AleatorError, match=r"raw\.to_adata"):
         denoiser.denoise(held, "raw")
+
+
+def test_scanpy_style_door_writes_in_place_what_the_denoiser_returns(fitted):
+    from apps.single_cell import tl
+
+    denoiser, adata, _ = fitted
+    mine = adata.copy()
+    assert tl.denoise(mine, model=denoiser, target_sum=1e4) is None
+    copied = tl.denoise(adata, model=denoiser, target_sum=1e4, copy=True)
+    assert (mine.layers["denoised"] == copied.layers["denoised"]).all()
+    assert mine.layers["denoised"].sum(1) == pytest.approx(1e4, rel=0.15)
+    assert not adata.layers
+    assert (mine.obs["aleator_ood"] == copied.obs["aleator_ood"]).all()
