@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from apps.climate_downscaling.adapt import Request, adapt
 from apps.climate_downscaling.baselines import QuantileMapping
 from apps.climate_downscaling.config import Config, read_config
 from apps.climate_downscaling.dependence import cell_correlation, correlation_length, lag_one
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         *(test.cells(v) for v in range(len(model.names))),
         test.dependence(),
         *stations(test, folder / "value_stations.nc"),
-        century(model, folder, options.members),
+        century(model, folder, files),
     ]
     results = write_results(options.out / "prognosis.json", tables)
     text = report(results, "Perfect prognosis: reanalysis to observations, then a global model")
@@ -149,8 +151,13 @@ class Test:
         """How members hang together in space, time and between variables, beside nature."""
         grid = self.model.fine_grid
         lat, lon = np.meshgrid(grid.y, grid.x, indexing="ij")
-        rows: list[Row] = []
-        for name, fields in (("observed", self.truth), ("member 1", self.ours[0])):
+        part, rows = self.prepared.test, list[Row]()
+        coherent = ensemble(
+            *(self.model, self.prepared.coarse, part.start, part.stop), members=1, coherent=True
+        )
+        shown = {"observed": self.truth, "a member": self.ours[0]}
+        shown["a member, --coherent"] = torch.from_numpy(coherent[0])
+        for name, fields in shown.items():
             row: Row = {"what": name}
             for v, variable in enumerate(self.model.names):
                 row[f"length_{variable}"] = correlation_length(fields[:, v], lat, lon)
@@ -193,23 +200,18 @@ def stations(test: Test, path: Path) -> list[Table]:
     return found
 
 
-def century(model: PrognosisModel, folder: Path, members: int) -> Table:
+def century(model: PrognosisModel, folder: Path, reference: list[str], members: int = 4) -> Table:
     """The change from 1982-2002 to 2080-2100 in CNRM-CM5, and in what the model makes of it."""
-    downscaler = Downscaler(model)
     rows: list[Row] = []
+    found: dict[str, list[Row]] = {}
     for period, run in CENTURY.items():
-        field = downscaler.field(folder / f"day_CNRM-CM5_{run}_iberia_DJF.nc")
-        drawn = torch.from_numpy(ensemble(model, field, 0, len(field), members=members))
-        names = [v.name for v in model.predictor_variables]
-        own = torch.from_numpy(field.read())[:, [names.index(n) for n in model.names]]
-        far = float((ood_scores(model, field, 0, len(field)) > 1).mean())
-        lifted = model.lift(own)[None].where(model.valid, torch.nan)
-        rows.append({"what": f"CNRM-CM5, {period}", **_climate(lifted), "far": far})
-        rows.append({"what": f"downscaled, {period}", **_climate(drawn), "far": far})
+        source = folder / f"day_CNRM-CM5_{run}_iberia_DJF.nc"
+        for what, climate in _driven(model, source, folder, reference, members):
+            found.setdefault(what, []).append(climate)
+            rows.append({"what": f"{what}, {period}", **climate})
         _say(f"CNRM-CM5 {run}")
-    for i, what in enumerate(("CNRM-CM5", "downscaled")):
-        before, after = rows[i], rows[i + 2]
-        change: Row = {k: after[k] - before[k] for k in before if k not in ("what", "far")}
+    for what, (before, after) in found.items():
+        change: Row = {k: _minus(after[k], before[k]) for k in before if k != "far"}
         rows.append({"what": f"{what}, change", **change})
     columns = {
         "what": "",
@@ -225,7 +227,38 @@ def century(model: PrognosisModel, folder: Path, members: int) -> Table:
     formats = dict.fromkeys(columns, ".2f") | {"wet": ".3f", "q99": ".1f"}
     formats |= {"tas_between": ".3f", "pr_between": ".3f"}
     formats.pop("what")
-    return Table(rows, columns, formats, {}, "Winters of a global model, land cells of E-OBS")
+    return Table(
+        rows,
+        columns,
+        formats,
+        {},
+        f"Winters of a global model, land cells of E-OBS, {members} members",
+    )
+
+
+def _driven(
+    model: PrognosisModel, source: Path, folder: Path, reference: list[str], members: int
+) -> Iterator[tuple[str, Row]]:
+    """The climate of a run, and of its downscaling as it is and adjusted to the reanalysis."""
+    downscaler = Downscaler(model)
+    with tempfile.TemporaryDirectory() as place:
+        adjusted = Path(place) / "adjusted.nc"
+        history = (str(folder / "day_CNRM-CM5_historical_iberia_DJF.nc"),)
+        adapt(Request((str(source),), history, tuple(reference), adjusted), say=lambda line: None)
+        for what, path in (("downscaled", source), ("adjusted, downscaled", adjusted)):
+            field = downscaler.field(path)
+            far = {"far": float((ood_scores(model, field, 0, len(field)) > 1).mean())}
+            if path == source:
+                names = [v.name for v in model.predictor_variables]
+                own = torch.from_numpy(field.read())[:, [names.index(n) for n in model.names]]
+                lifted = model.lift(own)[None].where(model.valid, torch.nan)
+                yield "CNRM-CM5", _climate(lifted)
+            drawn = torch.from_numpy(ensemble(model, field, 0, len(field), members=members))
+            yield what, {**_climate(drawn), **far}
+
+
+def _minus(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before
 
 
 def _climate(drawn: Tensor) -> Row:

@@ -25,6 +25,7 @@ _PUBLIC = {
     "VAE": "core.vae",
     "posterior": "core.posterior",
     "EnergyModel": "core.energy",
+    "HybridModel": "core.hybrid",
     "load_checkpoint": "core.checkpoint",
     "save_checkpoint": "core.checkpoint",
 }

@@ -16,6 +16,10 @@ from core.posterior import methods
 from core.registry import FAMILIES, build
 
 VERBS = ("loss", "sample", "log_prob", "denoise", "encode", "posterior")
+NEEDED: dict[str, dict[str, Any]] = {
+    "hybrid": {"flow": {"family": "real_nvp"}, "classes": 3},
+}
+"""What a family's config cannot do without, beyond family and event_shape."""
 EVENTS: dict[str, tuple[int, ...]] = {"vector": (8,), "image": (1, 8, 8)}
 
 
@@ -53,14 +57,11 @@ def supports(model: GenerativeModel, verb: str) -> bool:
     return hasattr(model, verb)
 
 
-def matrix(
-    families: Sequence[str] | None = None, options: Mapping[str, Mapping[str, Any]] | None = None
-) -> list[Row]:
+def matrix(families: Sequence[str] | None = None) -> list[Row]:
     """Ask every family of the registry, for vectors and for images.
 
     Args:
         families: which; all if None.
-        options: family -> what its config needs beyond family and event_shape.
 
     Raises:
         AleatorError: an unknown family.
@@ -71,7 +72,7 @@ def matrix(
             known = ", ".join(sorted(FAMILIES))
             raise AleatorError(f"unknown family {family!r}; known: {known}")
         for kind, event in EVENTS.items():
-            more = (options or {}).get(family, {})
+            more = NEEDED.get(family, {})
             try:
                 model = build({"family": family, "event_shape": event, **more})
             except AleatorError as error:

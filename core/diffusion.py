@@ -44,6 +44,7 @@ class Diffusion(PathModel):
         log_sigma_mean: float = -0.8,
         log_sigma_std: float = 1.4,
         variance_weight: float = 1e-3,
+        first_log_snr: float | None = None,
         coupling: str | Mapping[str, Any] | Coupling = "independent",
         **options: Any,
     ) -> None:
@@ -60,6 +61,8 @@ class Diffusion(PathModel):
             log_sigma_std: its standard deviation.
             variance_weight: weight of the bound that trains a learned variance (L_hybrid of
                 Nichol and Dhariwal 2021, arXiv:2102.09672; the mean is held fixed in it).
+            first_log_snr: cleanest noise level that is trained, where another model takes over
+                (see `core.vae.daed`); all down to the path's own if None.
             coupling: of examples and noise in a batch; see `core.coupling`. With any but
                 "independent" the readings `velocity` and `x0` are those of the coupled flow, and
                 deterministic samplers and densities right; the score is not, nor is what rests
@@ -78,6 +81,7 @@ class Diffusion(PathModel):
         self.log_sigma_mean = log_sigma_mean
         self.log_sigma_std = log_sigma_std
         self.variance_weight = variance_weight
+        self.first_log_snr = first_log_snr
         self.coupling = make_coupling(coupling)
 
     def loss(
@@ -112,6 +116,11 @@ class Diffusion(PathModel):
         """Noise levels for training, (B,) times."""
         u = per_example_uniform(batch, generator)
         t_min, t_max = self.path.t_min, self.path.t_max
+        if self.first_log_snr is not None:
+            cleanest = torch.tensor(self.first_log_snr, dtype=torch.float64)
+            t_first = self.path.t_from_log_snr(cleanest).item()
+            below = self._share_below(t_first)
+            u = below + (1 - below) * u
         if self.times == "uniform":
             return t_min + (t_max - t_min) * u
         normal = self.log_sigma_mean + self.log_sigma_std * torch.special.ndtri(
@@ -121,6 +130,18 @@ class Diffusion(PathModel):
             return t_min + (t_max - t_min) * torch.sigmoid(normal).to(u.dtype)
         log_snr = -2 * (normal + math.log(self.denoiser.sigma_data))
         return self.path.t_from_log_snr(log_snr).clamp(t_min, t_max).to(u.dtype)
+
+    def _share_below(self, t: float) -> float:
+        """Probability that `draw_times` draws less than t."""
+        share = (t - self.path.t_min) / (self.path.t_max - self.path.t_min)
+        if self.times == "uniform":
+            return share
+        point = self.path.at(t)
+        value = math.log(point.sigma / point.alpha / self.denoiser.sigma_data)
+        if self.times == "logit_normal":
+            value = math.log(share / (1 - share))
+        z = (value - self.log_sigma_mean) / self.log_sigma_std
+        return 0.5 * math.erfc(-z / math.sqrt(2))
 
     @torch.no_grad()
     def elbo(

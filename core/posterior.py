@@ -353,6 +353,10 @@ def _space(model: GenerativeModel, context: Context, count: int) -> _Space:
         dims, to_x = model.noise_dim, lambda u: model.from_noise(u, context)
     else:  # a flow
         dims = math.prod(model.event_shape)
+        if getattr(model, "levels", None) is not None:
+            raise AleatorError(
+                "this flow is of integers: take one of continuous data, scaled like them"
+            )
         inverse: Any = model.transform
 
         def to_x(u: Tensor) -> Tensor:

@@ -8,13 +8,33 @@ generator's device (CPU for keyed streams) and moved, so that a GPU sees the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Generators = torch.Generator | Sequence[torch.Generator]
+
+@dataclass(frozen=True, eq=False)
+class Blend:
+    """A stream of normal draws, each the weighted sum of those of several streams.
+
+    Two blends that have streams of equal keys in common are correlated: with streams keyed by
+    time and weights that fall with age, so are draws of neighbouring times (`moving_average`).
+
+    Attributes:
+        streams: K of them.
+        weights: (K,) or (K, ...) broadcasting against an event; squares sum to 1 over K.
+    """
+
+    streams: tuple[torch.Generator, ...]
+    weights: Tensor
+
+
+Stream = torch.Generator | Blend
+Generators = torch.Generator | Sequence[Stream]
 """One stream for a whole batch, or one per sample."""
 
 
@@ -33,6 +53,29 @@ def keyed_generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def moving_average(correlation: Tensor, least: float = 0.03, most: int = 200) -> Tensor:
+    """Weights w_j ∝ ρ^j of sums of white noise whose neighbours correlate by ρ.
+
+    Args:
+        correlation: (V,) ρ of each channel, 0 ≤ ρ < 1.
+        least: weights below this share of the first are left out.
+        most: at most so many.
+
+    Returns:
+        (K, V); squares sum to 1 over K. K = 1 if nothing correlates.
+
+    Raises:
+        ValueError: ρ out of range.
+    """
+    if not ((correlation >= 0) & (correlation < 1)).all():
+        raise ValueError(f"correlation {correlation.tolist()}: each must lie in [0, 1)")
+    largest = correlation.max().item()
+    reach = math.ceil(math.log(least) / math.log(largest)) if largest > least else 0
+    ages = torch.arange(min(reach, most - 1) + 1, dtype=torch.float64)
+    weights = correlation.double()[None] ** ages[:, None]
+    return weights / weights.square().sum(0).sqrt()
+
+
 def randn(
     shape: Sequence[int],
     generator: Generators | None = None,
@@ -44,7 +87,8 @@ def randn(
 
     Args:
         shape: the shape; with one generator per sample, `len(generator) == shape[0]`.
-        generator: one generator, a sequence of them (one per sample), or None (global stream).
+        generator: one generator, a sequence of them (one per sample; some may be blends), or
+            None (global stream).
         device: where the result lives.
         dtype: floating type of the result.
 
@@ -64,7 +108,7 @@ def rand(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Uniform draws on [0, 1); arguments as for `randn`."""
+    """Uniform draws on [0, 1); arguments as for `randn`, a blend draws from its first stream."""
     return _draw(torch.rand, shape, generator, device, dtype)
 
 
@@ -88,7 +132,9 @@ def _draw_law(function: object, parameter: Tensor, generator: Generators | None)
         raise ValueError(
             f"{len(generator)} generators for {len(parameter)} samples: one each is needed"
         )
-    rows = [_draw_law(function, p, g) for p, g in zip(parameter, generator, strict=True)]
+    rows = [
+        _draw_law(function, p, first_stream(g)) for p, g in zip(parameter, generator, strict=True)
+    ]
     return torch.stack(rows) if rows else torch.empty_like(parameter)
 
 
@@ -109,6 +155,27 @@ def _draw(
         raise ValueError(f"{len(generator)} generators for {shape[0]} samples: one each is needed")
     if not shape[0]:
         return torch.empty(shape, device=device, dtype=dtype)
-    rows = [function(shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator]  # type: ignore[operator]
+    rows = [_row(function, shape[1:], g, dtype) for g in generator]
     drawn = torch.stack(rows)
     return drawn.to(device) if device is not None else drawn
+
+
+def first_stream(stream: Stream) -> torch.Generator:
+    """The generator itself, or the first of a blend: for draws that are not sums."""
+    return stream.streams[0] if isinstance(stream, Blend) else stream
+
+
+def _row(
+    function: object, shape: tuple[int, ...], stream: Stream, dtype: torch.dtype | None
+) -> Tensor:
+    """One sample's draw."""
+    if isinstance(stream, Blend) and function is torch.randn:
+        draws = torch.stack(
+            [torch.randn(shape, generator=g, device=g.device, dtype=dtype) for g in stream.streams]
+        )
+        weights = stream.weights.to(draws)
+        return (weights.reshape(*weights.shape, *[1] * (draws.dim() - weights.dim())) * draws).sum(
+            0
+        )
+    single = first_stream(stream)
+    return function(shape, generator=single, device=single.device, dtype=dtype)  # type: ignore[operator]

@@ -17,19 +17,34 @@ from core.errors import AleatorError
 from core.model import GenerativeModel
 
 FAMILIES = {
+    "cnf": "core.flows.CNF",
     "consistency": "core.consistency.ConsistencyModel",
+    "daed": "core.vae.DAED",
     "diffusion": "core.diffusion.Diffusion",
     "energy": "core.energy.EnergyModel",
     "flow_matching": "core.flow_matching.FlowMatching",
+    "glow": "core.flows.Glow",
+    "hierarchical_vae": "core.vae.BottomUpVAE",
+    "hybrid": "core.hybrid.HybridModel",
     "latent_diffusion": "core.vae.LatentDiffusion",
     "latent_flow_matching": "core.vae.LatentFlowMatching",
-    "hierarchical_vae": "core.vae.BottomUpVAE",
+    "maf": "core.flows.MAF",
+    "nsf": "core.flows.NSF",
+    "real_nvp": "core.flows.RealNVP",
+    "residual_flow": "core.flows.ResidualFlow",
     "top_down_vae": "core.vae.TopDownVAE",
+    "matching": "core.structured.Matching",
+    "spanning_tree": "core.structured.SpanningTree",
+    "joint_vae": "core.vae.JointVAE",
+    "self_supervised_vae": "core.vae.SelfSupervisedVAE",
     "vae": "core.vae.VAE",
+    "vq_vae": "core.vae.VQVAE",
 }
 NETS = {
     "coder": "core.nets.Coder",
+    "dit": "core.nets.DiT",
     "mlp": "core.nets.MLP",
+    "set_transformer": "core.nets.SetTransformer",
     "unet": "core.nets.UNet",
 }
 
@@ -77,14 +92,23 @@ def _look_up(kind: str, name: Any, known: Mapping[str, str]) -> Any:
 
 
 def _call(kind: str, function: Any, options: dict[str, Any], *positional: Any) -> Any:
-    known: set[str] = set()
-    for owner in inspect.getmro(function):  # options that a subclass passes on
-        if "__init__" in vars(owner) and owner not in (nn.Module, object):
-            known |= set(inspect.signature(vars(owner)["__init__"]).parameters)
-    known -= {"self", "options"}
+    known = _options(function)
     if unknown := set(options) - known:
         raise AleatorError(
             f"{kind} {function.__name__} has no option {sorted(unknown)[0]!r}; "
             f"it has {', '.join(sorted(known))}"
         )
     return function(*positional, **options)
+
+
+def _options(function: Any) -> set[str]:
+    """Parameters of a class, with those that it passes on in `**options`."""
+    known: set[str] = set()
+    for owner in inspect.getmro(function):
+        if "__init__" not in vars(owner) or owner in (nn.Module, object):
+            continue
+        parameters = inspect.signature(vars(owner)["__init__"]).parameters
+        known |= set(parameters)
+        if "options" not in parameters:
+            break
+    return known - {"self", "options"}

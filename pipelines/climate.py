@@ -61,6 +61,10 @@ def downscale(
         bool,
         typer.Option(help="Make every member's coarse-cell means equal the input exactly."),
     ] = True,
+    coherent: Annotated[
+        bool,
+        typer.Option(help="Let neighbouring times of a member go together as they do in nature."),
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(help="Worker processes on this machine; 1 runs in this process.")
     ] = None,
@@ -92,6 +96,7 @@ def downscale(
         seed=seed,
         time_range=time_range,
         conserve=conserve,
+        coherent=coherent,
         workers=workers,
         scheduler=scheduler,
         chunk=chunk,
@@ -101,6 +106,52 @@ def downscale(
         overwrite=overwrite,
     )
     run(request, say=say)
+
+
+@app.command()
+@friendly
+def adapt(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Series of a driving model to adjust.")
+    ],
+    history: Annotated[
+        list[str],
+        typer.Option("--history", metavar="FILE", help="The same model in the reference's years."),
+    ],
+    reference: Annotated[
+        list[str],
+        typer.Option("--reference", metavar="FILE", help="The reanalysis; repeat for several."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.nc.")],
+    variables: Annotated[
+        str | None, typer.Option(help="Comma-separated CF names; all of the reference if none.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="qdm keeps the change of every quantile; qm maps quantiles.")
+    ] = "qdm",
+    window: Annotated[
+        float, typer.Option(help="Share of the year, centred, that quantiles are taken from.")
+    ] = 0.25,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Adjust a driving model to the climate of a reanalysis, before downscaling it."""
+    from apps.climate_downscaling.adapt import Request, checked_method
+    from apps.climate_downscaling.adapt import adapt as run
+
+    names = tuple(name.strip() for name in (variables or "").split(",") if name.strip())
+    request = Request(
+        sources=tuple(sources),
+        history=tuple(history),
+        reference=tuple(reference),
+        output=output,
+        variables=names,
+        method=checked_method(method),
+        window=window,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    run(request, say=say).print()
 
 
 @app.command()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from apps.climate_downscaling.coherence import streams_of
 from apps.climate_downscaling.data import Source, open_field, sample_path, select_times
 from apps.climate_downscaling.field import Field, Layout
 from apps.climate_downscaling.grid import match
@@ -26,7 +27,6 @@ from apps.climate_downscaling.prognosis import PrognosisModel
 from apps.climate_downscaling.template import OOD, Encoder, template
 from apps.climate_downscaling.training_data import Prepared, prepare_data
 from core.errors import AleatorError
-from core.random import keyed_generator
 from core.training.fit import resolve_device
 
 GROUP = 64
@@ -65,6 +65,7 @@ class Downscaler:
         seed: int = 0,
         steps: int | None = None,
         conserve: bool = True,
+        coherent: bool = False,
         time_range: str | None = None,
     ) -> xr.Dataset:
         """Downscale in memory; for long series use `python -m pipelines.climate downscale`.
@@ -75,6 +76,7 @@ class Downscaler:
             seed: same seed, same numbers.
             steps: network evaluations a sample; the model's own if None.
             conserve: make every member's coarse-cell means equal the input exactly.
+            coherent: let neighbouring times of a member go together as they do in nature.
             time_range: "A:B", both inclusive.
 
         Returns:
@@ -92,6 +94,7 @@ class Downscaler:
             seed=seed,
             steps=steps,
             conserve=conserve,
+            coherent=coherent,
             device=self.device,
         )
         encoder = encoder_of(self.model, field)
@@ -164,6 +167,7 @@ def ensemble(
     seed: int = 0,
     steps: int | None = None,
     conserve: bool = True,
+    coherent: bool = False,
     device: str = "auto",
 ) -> np.ndarray:
     """Members of some time steps.
@@ -177,13 +181,14 @@ def ensemble(
         seed: of the noise.
         steps: network evaluations; the model's own if None.
         conserve: see `DownscalingModel.sample`.
+        coherent: see `coherence`.
         device: where to compute.
 
     Returns:
         (M, T, V, H, W) float32 in canonical units.
 
     Raises:
-        AleatorError: members or steps below 1; missing cells.
+        AleatorError: members or steps below 1; missing cells; coherence that is not known.
     """
     if members < 1:
         raise AleatorError(f"members={members}: at least one is needed")
@@ -193,7 +198,7 @@ def ensemble(
     model.to(place)
     coarse = torch.from_numpy(read_coarse(model, field, start, stop)).to(place)
     clock = clock_vector(field, model.clock, start, stop).to(place)
-    keys = field.time_keys()[start:stop]
+    streams = streams_of(model, field, seed, coherent)
     sampler = {} if steps is None else {"steps": steps}
     shape = (members, stop - start, len(model.names), *model.fine_grid.shape)
     out = np.empty(shape, np.float32)
@@ -203,7 +208,7 @@ def ensemble(
             group = range(first, min(first + GROUP, members))
             drawn = model.sample(
                 *(coarse[t : t + 1], clock[t : t + 1], len(group)),
-                generator=[keyed_generator(seed, member, int(keys[t])) for member in group],
+                generator=[streams(member, start + t) for member in group],
                 sampler=sampler,
                 conserve=conserve,
             )

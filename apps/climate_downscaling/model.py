@@ -34,7 +34,7 @@ from core.random import Generators
 from core.registry import build
 
 APP = "climate_downscaling"
-OWN = ("statics", "valid", "context_scale", "inflation")
+OWN = ("statics", "valid", "context_scale", "inflation", "persistence")
 """Tensors that are the model's own rather than a part's."""
 KINDS = {
     "blocks": "apps.climate_downscaling.model.DownscalingModel",
@@ -61,6 +61,8 @@ class DownscalingModel:
             deviation of the increments of μ over them: what standardises the context.
         inflation: (V,) factor on generated residuals: networks regress to the mean, and what
             they generate varies a little less than what they were trained on.
+        persistence: (V,) correlation of the residuals of neighbouring times; NaN if not known.
+        time_step: seconds between them.
         ood: distance of a coarse field from the training data.
         residual: p(r | context); None until it is trained.
         fingerprint: of the checkpoint; empty before it is saved.
@@ -78,6 +80,8 @@ class DownscalingModel:
     dispersion: Dispersion
     context_scale: Tensor
     inflation: Tensor
+    persistence: Tensor
+    time_step: int
     ood: OutOfDistribution
     residual: GenerativeModel | None = None
     fingerprint: str = ""
@@ -238,6 +242,7 @@ class DownscalingModel:
             "fine_grid": self.fine_grid.to_dict(),
             "coarse_grid": self.coarse_grid.to_dict(),
             "clock": list(self.clock),
+            "time_step": self.time_step,
         }
         tensors = {name: getattr(self, name) for name in OWN}
         for name in ("mean", "dispersion", "ood"):
@@ -276,7 +281,9 @@ class DownscalingModel:
             CheckpointError: it cannot be read, or is of another application.
         """
         found = load_checkpoint(folder, app=APP)
-        stored, tensors = found.config, found.tensors
+        stored, tensors = found.config, dict(found.tensors)
+        unknown = torch.full((len(stored["variables"]),), torch.nan)  # to models of before
+        tensors.setdefault("persistence", unknown)
         residual = build(stored["residual"])
         residual.load_state_dict(without("residual", tensors))
         module, _, name = KINDS[stored.get("kind", "blocks")].rpartition(".")
@@ -287,6 +294,7 @@ class DownscalingModel:
             fine_grid=Grid.from_dict(stored["fine_grid"]),
             coarse_grid=Grid.from_dict(stored["coarse_grid"]),
             clock=tuple(stored["clock"]),
+            time_step=stored.get("time_step", 0),
             ood=OutOfDistribution(**without("ood", tensors)),
             residual=residual.eval(),
             fingerprint=found.fingerprint,

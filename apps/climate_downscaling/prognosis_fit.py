@@ -81,6 +81,8 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
         dispersion=dispersion,
         context_scale=torch.zeros(0),
         inflation=torch.ones(len(config.variables)),
+        persistence=torch.full((len(config.variables),), torch.nan),
+        time_step=0,
         ood=OutOfDistribution.fit((x - fitted.ridge.centres) / fitted.ridge.scale),
         predictor_variables=variables,
         memory=drift.memory,

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,11 +111,32 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
             [x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp_min(1e-6), increment]
         ),
         inflation=torch.ones(len(config.variables)),
+        persistence=torch.full((len(config.variables),), torch.nan),
+        time_step=0,
         ood=OutOfDistribution.fit(standard),
     )
     scale = model.dispersion(x, standard, mean, fitted.leverage)
     hours = clock_vector(prepared.fine, clock, part.start, part.stop)
     return View(model, fine, coarse, mean, scale, hours)
+
+
+def note_persistence(view: View, keys: np.ndarray, most: int = 4096) -> None:
+    """Tell the model how residuals of neighbouring times correlate, and how far apart those are.
+
+    Args:
+        view: of the training part.
+        keys: (T,) seconds.
+        most: times that are looked at, the last ones.
+    """
+    model = view.model
+    model.time_step = int(np.median(np.diff(keys)))
+    index = torch.arange(max(0, len(keys) - most), len(keys))
+    r = view.residual(index, keyed_generator(model.config.fit.seed, -3)).double()
+    pairs = torch.from_numpy(np.flatnonzero(np.diff(keys[index.numpy()]) == model.time_step))
+    now, then, overall = r[pairs], r[pairs + 1], (0, 2, 3)
+    power = (now.square().sum(overall) * then.square().sum(overall)).sqrt()
+    correlation = (now * then).sum(overall) / power.clamp_min(1e-30)
+    model.persistence = correlation.clamp(0, 0.99).float()
 
 
 def shifted_views(prepared: Prepared, own: View, part: slice, count: int) -> list[View]:
@@ -223,14 +245,28 @@ class Validation:
         crps = crps_ensemble(self.draw(network, 8), self.truth)
         return crps[..., self.view.model.valid].mean().item()
 
-    def inflation(self, network: GenerativeModel) -> Tensor:
-        """(V,) factor that gives generated residuals the variance of the true ones."""
-        valid = self.view.model.valid
-        wanted, found = (
-            x[..., valid].double().square().mean((0, 2)).sqrt()
-            for x in (self.truth, self.draw(network, 1)[0])
-        )
-        return (wanted / found).clamp(0.8, 1.25).float()
+    def inflation(self, network: GenerativeModel, members: int = 8) -> Tensor:
+        """(V,) factor on generated residuals with which spread/skill is 1, in physical units.
+
+        It lies within 0.8 and 1.25: what is further off is wrong in another way.
+        """
+        drawn = self.draw(network, members)
+        low = torch.full((drawn.shape[2],), 0.8)
+        high = torch.full_like(low, 1.25)
+        for _ in range(12):
+            middle = (low + high) / 2
+            narrow = self._spread_skill(drawn, middle) < 1
+            low, high = torch.where(narrow, middle, low), torch.where(narrow, high, middle)
+        return (low + high) / 2
+
+    def _spread_skill(self, drawn: Tensor, factor: Tensor) -> Tensor:
+        """(V,) of residuals (M, N, V, H, W) times a factor (V,)."""
+        view, index = self.view, self.index
+        z = view.mean[index] + view.scale[index] * factor[:, None, None] * drawn
+        y = view.model.transforms.inverse(z)[..., view.model.valid].double()
+        error = y.mean(0) - view.fine[index][..., view.model.valid]
+        variance = (1 + 1 / len(y)) * y.var(0).mean((0, 2))
+        return (variance / error.square().mean((0, 2))).sqrt()
 
 
 def _floored(dispersion: Dispersion, valid: Tensor) -> Dispersion:

@@ -47,6 +47,7 @@ class Request:
     seed: int = 0
     time_range: str | None = None
     conserve: bool = True
+    coherent: bool = False
     workers: int | None = None
     scheduler: str | None = None
     chunk: int | None = None
@@ -109,7 +110,8 @@ def _compute(request: Request, downscaler: Downscaler, field: Field) -> PartialS
     described = downscaler.template(
         field, request.members, time_chunk=chunk, history=command_line()
     )
-    options = {k: getattr(request, k) for k in ("members", "seed", "steps", "conserve")}
+    names = ("members", "seed", "steps", "conserve", "coherent")
+    options = {name: getattr(request, name) for name in names}
     store = PartialStore.open(
         request.output,
         length=len(field),
@@ -124,12 +126,12 @@ def _compute(request: Request, downscaler: Downscaler, field: Field) -> PartialS
     job = Job(folder, sources, request.time_range, request.device, threads, **options)
     if workers == 1 and request.scheduler is None:
         job.use(downscaler, field)
-    names = [str(name) for name in described.data_vars if described[name].ndim == 4]
+    fields = [str(name) for name in described.data_vars if described[name].ndim == 4]
     stream(
         job,
         store,
         chunk=chunk,
-        arrays={**dict.fromkeys(names, 1), OOD: 0},
+        arrays={**dict.fromkeys(fields, 1), OOD: 0},
         workers=workers,
         scheduler=request.scheduler,
         progress="time steps",

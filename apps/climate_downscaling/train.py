@@ -26,6 +26,7 @@ from apps.climate_downscaling.residuals import (
     fit_view,
     fitted_steps,
     make_batches,
+    note_persistence,
     shifted_views,
 )
 from apps.climate_downscaling.training_data import Prepared
@@ -81,6 +82,7 @@ def train(
     config = settle(config, part.stop - part.start)
     own = (fit_prognosis if config.predictors.files else fit_view)(prepared, config, part)
     model = own.model
+    note_persistence(own, prepared.fine.time_keys()[part])
     for line in model.describe():
         say(line)
     views = [own, *shifted_views(prepared, own, part, config.residual.positions or 0)]
@@ -204,6 +206,6 @@ def _card(
         "limits": "It knows the climate, the region and the resolution that it was trained on: "
         "every output carries `ood_score`, and scores above 1 are further from the training data "
         "than 99 % of unseen data of the same climate. Members of neighbouring times are drawn "
-        "independently.",
+        "independently, unless --coherent is given.",
         "command": command_line(),
     }

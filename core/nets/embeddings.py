@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.model import Context
 
@@ -68,3 +69,18 @@ def context_part(context: Context, name: str) -> Tensor | None:
         return context.get(name)
     kind = {4: "field", 2: "vector", 1: "label"}.get(context.dim())
     return context if kind == name else None
+
+
+def with_field(x: Tensor, context: Context, channels: int) -> Tensor:
+    """Images (B, C, H, W) with the context's `field` as further channels.
+
+    A field of another resolution is interpolated; an absent one counts as null.
+    """
+    if not channels:
+        return x
+    field = context_part(context, "field")
+    if field is None:
+        field = x.new_zeros(len(x), channels, *x.shape[-2:])
+    elif field.shape[-2:] != x.shape[-2:]:
+        field = F.interpolate(field, x.shape[-2:], mode="bilinear", align_corners=False)
+    return torch.cat([x, field], 1)

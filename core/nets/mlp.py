@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.model import Context
+from core.nets.conditions import Conditions
 from core.nets.embeddings import ConditionEmbedding
 
 
@@ -41,6 +42,7 @@ class MLP(nn.Module):
         """
         super().__init__()
         self.out_shape = tuple(out_shape or (out_channels or event_shape[0], *event_shape[1:]))
+        self.conditions = Conditions(vector_dim, classes)
         self.condition = ConditionEmbedding(width, vector_dim, classes)
         self.first = nn.Linear(math.prod(event_shape), width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))

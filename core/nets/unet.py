@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from core.errors import AleatorError
 from core.model import Context
-from core.nets.embeddings import ConditionEmbedding, context_part
+from core.nets.conditions import Conditions
+from core.nets.embeddings import ConditionEmbedding, with_field
 
 
 class Conv(nn.Conv2d):
@@ -140,6 +141,7 @@ class UNet(nn.Module):
         outputs = (out_channels or event_shape[0]) * patch**2
         widths = [channels * m for m in multipliers]
         width = 4 * channels
+        self.conditions = Conditions(vector_dim, classes, field_channels)
         self.condition = ConditionEmbedding(width, vector_dim, classes)
 
         def block(a: int, b: int, level: int) -> nn.ModuleList:
@@ -184,7 +186,7 @@ class UNet(nn.Module):
         """
         height, width = x.shape[-2:]
         condition = F.silu(self.condition(noise_level, context))
-        h = self._fold(self._with_field(x, context))
+        h = self._fold(with_field(x, context, self.field_channels))
         h = self.first(h)
         skips, down, up = [h], iter(self.down), iter(self.up)
         for level in range(len(self.shrink) + 1):
@@ -204,16 +206,6 @@ class UNet(nn.Module):
         if self.patch > 1:
             h = F.pixel_shuffle(h, self.patch)
         return h[..., :height, :width]
-
-    def _with_field(self, x: Tensor, context: Context) -> Tensor:
-        if not self.field_channels:
-            return x
-        field = context_part(context, "field")
-        if field is None:
-            field = x.new_zeros(len(x), self.field_channels, *x.shape[-2:])
-        elif field.shape[-2:] != x.shape[-2:]:
-            field = F.interpolate(field, x.shape[-2:], mode="bilinear", align_corners=False)
-        return torch.cat([x, field], 1)
 
     def _fold(self, x: Tensor) -> Tensor:
         """Pad to a multiple of what the levels divide by, and fold patches into channels."""

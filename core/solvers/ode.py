@@ -7,6 +7,7 @@ Solving Ordinary Differential Equations I, sections II.4 and II.5.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -99,19 +100,20 @@ def _dopri5(
     if start == end:
         return y
     t, span = start, end - start
-    h = span * 1e-2
     k = [field(t, y)]
-    evaluations = 1
+    h = _first_step(field, t, y, k[0], span, rtol, atol)
+    evaluations = 2
     while (end - t) * span > 0:
         last = abs(h) >= abs(end - t)
         h = end - t if last else h
         stages, point = [k[0]], y
         for a, c in zip(_A[1:], _C[1:], strict=True):
-            point = y + h * _combine(a, stages)
+            point = _combine(y, h, a, stages)
             stages.append(field(t + c * h, point))
         evaluations += 6
-        error = h * _combine(_E, stages)
-        ratio = _error_ratio(error, y, point, rtol, atol)
+        with torch.no_grad():
+            error = _combine(torch.zeros_like(y), h, _E, stages)
+            ratio = _error_ratio(error, y, point, rtol, atol)
         if ratio <= 1:
             # `point` of the last stage is the 5th-order solution, and its slope starts the next.
             t, y, k = (end if last else t + h), point, [stages[-1]]
@@ -124,12 +126,27 @@ def _dopri5(
     return y
 
 
-def _combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
-    total = torch.zeros_like(stages[0])
+def _first_step(
+    field: Field, t: float, y: Tensor, slope: Tensor, span: float, rtol: float, atol: float
+) -> float:
+    """A step whose error should be about the tolerance (Hairer et al., II.4)."""
+    y, slope = y.detach(), slope.detach()
+    speed = _error_ratio(slope, y, y, rtol, atol)
+    h = 0.01 * abs(span) if speed < 1e-5 else 0.01 * _error_ratio(y, y, y, rtol, atol) / speed
+    h = math.copysign(min(max(h, 1e-6 * abs(span)), abs(span)), span)
+    with torch.no_grad():
+        bend = field(t + h, torch.add(y, slope, alpha=h)) - slope
+    most = max(speed, _error_ratio(bend, y, y, rtol, atol) / abs(h))
+    grown = max(1e-6 * abs(span), 1e-3 * abs(h)) if most <= 1e-15 else (0.01 / most) ** 0.2
+    return math.copysign(min(100 * abs(h), grown, abs(span)), span)
+
+
+def _combine(y: Tensor, h: float, weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
+    """Y + h Σ weights · stages."""
     for weight, stage in zip(weights, stages, strict=True):
         if weight:
-            total = torch.add(total, stage, alpha=weight)
-    return total
+            y = torch.add(y, stage, alpha=h * weight)
+    return y
 
 
 def _error_ratio(error: Tensor, y: Tensor, new: Tensor, rtol: float, atol: float) -> float:

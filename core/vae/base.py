@@ -27,7 +27,7 @@ from core.model import (
     expand_context,
     map_context,
 )
-from core.random import Generators
+from core.random import Generators, randn
 from core.vae.likelihoods import Likelihood, make_likelihood
 
 
@@ -85,6 +85,35 @@ class LatentModel(GenerativeModel):
         self, x: Tensor, context: Context, draws: int, generator: Generators | None
     ) -> Tensor:
         """Log-weights ln w of `draws` draws from q, (B, draws) nats."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: Sequence[int] = (),
+        context: Context = None,
+        *,
+        sampler: str | None = None,
+        guidance: Any = None,
+        generator: Generators | None = None,
+    ) -> Tensor:
+        """Draw z from the prior, then x from p(x | z): (*S, B, *E), or (*S, *E) without context.
+
+        Args:
+            shape: S.
+            context: condition, batch B; with a likelihood that shares a total, `library` in it.
+            sampler: "data" (the default) draws x, "mean" returns the mean of p(x | z).
+            guidance: none is known for this family.
+            generator: one stream, or prod(S) · B of them, S-major.
+        """
+        check_sampler(sampler, guidance)
+        rows, repeated, leading = self.layout(shape, context)
+        like = self.new()
+        noise = [
+            randn((rows, d), generator, device=like.device, dtype=like.dtype)
+            for d in self.latent_sizes
+        ]
+        x = draw(self.generate(repeated, noise), sampler, generator)
+        return x.reshape(*leading, *self.event_shape)
 
     def log_prob(
         self,

@@ -26,8 +26,6 @@ from core.model import Context, Loss
 from core.random import Generators, randn
 from core.vae.base import (
     LatentModel,
-    check_sampler,
-    draw,
     make_net,
     repeat_context,
     repeat_rows,
@@ -119,23 +117,6 @@ class HierarchicalVAE(LatentModel):
     def latent_sizes(self) -> tuple[int, ...]:
         """D_1 ... D_L."""
         return self.latent_dims
-
-    @torch.no_grad()
-    def sample(
-        self,
-        shape: Sequence[int] = (),
-        context: Context = None,
-        *,
-        sampler: str | None = None,
-        guidance: Any = None,
-        generator: Generators | None = None,
-    ) -> Tensor:
-        """Draw all levels from the prior, then x: (*S, B, *E); arguments as for `VAE.sample`."""
-        check_sampler(sampler, guidance)
-        rows, repeated, leading = self.layout(shape, context)
-        noise = [n[:, 0] for n in self._noise(self.new().expand(rows), 1, generator)]
-        law = self.generate(repeated, noise)
-        return draw(law, sampler, generator).reshape(*leading, *self.event_shape)
 
 
 class BottomUpVAE(HierarchicalVAE):

@@ -24,8 +24,6 @@ from core.model import Context, Density, Loss
 from core.random import Generators, rand, randn
 from core.vae.base import (
     LatentModel,
-    check_sampler,
-    draw,
     make_net,
     repeat_context,
     repeat_rows,
@@ -200,33 +198,6 @@ class VAE(LatentModel):
             z = z.reshape(len(x), draws, candidates, -1)
             z = z.gather(2, chosen.expand(-1, -1, -1, self.latent_dim))[:, :, 0]
         return z.transpose(0, 1).reshape(*shape, len(x), self.latent_dim)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        shape: Sequence[int] = (),
-        context: Context = None,
-        *,
-        sampler: str | None = None,
-        guidance: Any = None,
-        generator: Generators | None = None,
-    ) -> Tensor:
-        """Draw z from the prior, then x from p(x | z): (*S, B, *E), or (*S, *E) without context.
-
-        Args:
-            shape: S.
-            context: condition, batch B; with a likelihood that shares a total, `library` in it.
-            sampler: "data" (the default) draws x, "mean" returns the mean of p(x | z).
-            guidance: none is known for this family.
-            generator: one stream, or prod(S) · B of them, S-major.
-        """
-        check_sampler(sampler, guidance)
-        rows, repeated, leading = self.layout(shape, context)
-        like = self.new()
-        z = randn((rows, self.latent_dim), generator, device=like.device, dtype=like.dtype)
-        law = self.decode(z, repeated)
-        x = draw(law, sampler, generator)
-        return x.reshape(*leading, *self.event_shape)
 
 
 def kl_to_standard_normal(q: Independent) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.contract import EVENTS, VERBS, matrix, supports, table
+from core.contract import EVENTS, NEEDED, VERBS, matrix, supports, table
 from core.errors import AleatorError, Unsupported
 from core.operators import Linear
 from core.posterior import posterior
@@ -21,7 +21,8 @@ FAST["latent_diffusion"] = FAST["latent_flow_matching"] = {"draws": 2, "trace": 
 
 def model_of(family, event):
     torch.manual_seed(0)
-    return build({"family": family, "event_shape": event, **SMALL.get(family, {})})
+    options = {**NEEDED.get(family, {}), **SMALL.get(family, {})}
+    return build({"family": family, "event_shape": event, **options})
 
 
 def examples(event, n=3):
@@ -31,18 +32,20 @@ def examples(event, n=3):
 def use(model, family, verb, event):
     """Call a verb and return something of the shape that it promises."""
     x, g = examples(event), keyed_generator(2)
+    context = torch.tensor([0, 1, 2]) if family == "hybrid" else None
     if verb == "loss":
-        return model.loss(x, generator=g).value, (3,)
+        return model.loss(x, context, generator=g).value, (3,)
     if verb == "sample":
         return model.sample((2,), generator=g), (2, *event)
     if verb == "log_prob":
-        density = model.log_prob(x, generator=g, **FAST.get(family, {}))
+        density = model.log_prob(x, context, generator=g, **FAST.get(family, {}))
         assert density.kind in ("exact", "unbiased", "lower_bound", "estimate")
         return density.value, (3,)
     if verb == "denoise":
         return model.denoise(x, torch.full((3,), 0.5)).mean, (3, *event)
     if verb == "encode":
-        z = model.encode(x).mean
+        z = model.encode(x)  # a distribution, or for a bijection the noise itself
+        z = z if isinstance(z, torch.Tensor) else z.mean
         return z, (3, *z.shape[1:])
     matrix = torch.randn(2, x[0].numel(), generator=keyed_generator(3))
     method = posterior(model, torch.zeros(1, 2), Linear(matrix), noise=0.5)

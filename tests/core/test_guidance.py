@@ -1,5 +1,7 @@
 """Classifier-free guidance: the tilted score, and its two ends."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -80,3 +82,21 @@ def test_guidance_scale_one_is_the_conditional_model_bitwise():
     assert not torch.allclose(draw(None), draw(ClassifierFree(3.0)))
     with pytest.raises(AleatorError, match="needs a context"):
         model.sample((2,), guidance=ClassifierFree(2.0), generator=streams[:2])
+
+
+@pytest.mark.exact
+def test_an_interval_guides_only_the_steps_within_it():
+    model = Diffusion(Linear(), (3,), path="vp")
+    context = points(4, seed=1)
+    whole = ClassifierFree(3.0).bind(model, context)
+    part = ClassifierFree(3.0, interval=(-2.0, 2.0)).bind(model, context)
+    plain = ClassifierFree(1.0).bind(model, context)
+    x_t = points(4)
+    for t in (0.05, 0.3, 0.5, 0.9):
+        point = model.path.at(t)
+        inside = abs(2 * math.log(point.alpha / point.sigma)) <= 2
+        expected = whole if inside else plain
+        assert torch.equal(part(x_t, t).mean, expected(x_t, t).mean)
+    assert inside is False
+    with pytest.raises(AleatorError, match="interval="):
+        ClassifierFree(2.0, interval=(1.0, -1.0))

@@ -11,6 +11,7 @@ from core import build
 from core.energy import EnergyModel
 from core.errors import AleatorError
 from core.flow_matching import FlowMatching
+from core.model import GenerativeModel
 from core.operators import AveragePool
 from core.posterior import posterior
 from core.random import keyed_generator
@@ -120,6 +121,33 @@ class Quadratic(nn.Module):
         return (0.5 * (gap @ self.P * gap).sum(1) - own)[:, None]
 
 
+class Whitening(nn.Module):
+    """x = MEAN + L u, with the interface of a flow's transform."""
+
+    def __init__(self, gradient=True):
+        super().__init__()
+        self.root, self.gradient = nn.Parameter(torch.linalg.cholesky(COVARIANCE)), gradient
+
+    def invert(self, u, context=None):
+        x = MEAN + u @ self.root.T
+        return x if self.gradient else x.detach()
+
+
+class Bijection(GenerativeModel):
+    """As flows are: a transform from data to noise."""
+
+    def __init__(self, gradient=True):
+        super().__init__()
+        self.event_shape, self.context_shape = torch.Size((3,)), None
+        self.transform = Whitening(gradient)
+
+    def loss(self, x, context=None, *, generator=None):
+        raise NotImplementedError
+
+    def sample(self, shape=(), context=None, **options):
+        raise NotImplementedError
+
+
 def energy():
     return EnergyModel((3,), energy=Quadratic(3.0), base_scale=3.0).double()
 
@@ -139,11 +167,12 @@ MODELS = {
     "hierarchical_vae": bottom_up,
     "top_down_vae": top_down,
     "energy": energy,
+    "bijection": Bijection,
     "latent_diffusion": lambda: latent("diffusion"),
     "latent_flow_matching": lambda: latent("flow_matching"),
 }
 
-CHAINS = {"vae", "hierarchical_vae", "top_down_vae", "energy"}
+CHAINS = {"bijection", "vae", "hierarchical_vae", "top_down_vae", "energy"}
 
 
 @pytest.mark.exact
@@ -292,6 +321,12 @@ def test_mistakes_that_show_when_drawing():
         posterior(vae(), Y[:, :1], A, noise=S).sample()
     with pytest.raises(AleatorError, match="linear operator"):
         posterior(latent("diffusion"), Y, torch.sin, noise=S).sample()
+    with pytest.raises(AleatorError, match="the inverse of this flow has no gradient"):
+        posterior(Bijection(gradient=False), Y, A, noise=S).sample()
+    integers = Bijection()
+    integers.levels = 17
+    with pytest.raises(AleatorError, match="of integers"):
+        posterior(integers, Y, A, noise=S).sample()
     counts = build({"family": "vae", "event_shape": [3], "likelihood": "poisson"})
     with pytest.raises(AleatorError, match="Poisson likelihood has no continuous noise"):
         posterior(counts, Y.float(), A.float(), noise=S).sample()

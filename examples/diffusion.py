@@ -1,0 +1,6 @@
+"""The family `diffusion` on handwritten digits; see `digits.py`."""
+
+from digits import main
+
+if __name__ == "__main__":
+    main("diffusion")

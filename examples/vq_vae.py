@@ -1,0 +1,6 @@
+"""The family `vq_vae` on handwritten digits; see `digits.py`."""
+
+from digits import main
+
+if __name__ == "__main__":
+    main("vq_vae")
