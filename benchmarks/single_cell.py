@@ -1,7 +1,8 @@
 """Denoisers of single cells beside each other, on the same molecules, in the same process.
 
     python benchmarks/single_cell.py DATA [--cases pbmc3k,thin10,citeseq] [--seeds 0,1,2]
-                                     [--methods ours,...] [--nested none|steps|search] [--out FOLDER]
+                                     [--methods ours,...] [--nested none|steps|search]
+                                     [--name single_cell] [--out FOLDER]
 
 DATA is the folder with `pbmc3k`, `sc_mixology_cells` and `citeseq_pbmc_mini` (where they come
 from: docs/single_cell.md). Every method sees the training molecules only and is scored on the
