@@ -23,7 +23,7 @@ from apps.single_cell.fitting import default_steps, fit_model
 from apps.single_cell.mcv import Split, Tally, cross_validate, difference, split, thin
 from apps.single_cell.model import CellVAE
 from apps.single_cell.ood import Surprise
-from apps.single_cell.posterior import pit, rates
+from apps.single_cell.posterior import CELLS, pit, rates
 from core.errors import AleatorError
 
 Say = Callable[[object], None]
@@ -225,7 +225,7 @@ def judge(
         f"Poisson NMF {rank}": PoissonFactors(rank, 100, seed=trial.seed),
     }
     tallies = {
-        name: cross_validate(method.fit(molecules.train).predict, molecules)
+        name: cross_validate(method.fit(molecules.train).predict, molecules, CELLS)
         for name, method in others.items()
     }
     losses = {"ours": ours, **tallies}
