@@ -1,0 +1,65 @@
+"""How a model of cells is made and trained; what is None is chosen on the user's own data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from apps.single_cell.likelihood import KINDS, Kind
+from core.errors import AleatorError
+
+Dispersion = Literal["gene", "gene-batch"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the model; `select` fills in what is None by molecular cross-validation.
+
+    Attributes:
+        latent: dimensions of the latent space.
+        width: hidden features of encoder and decoder.
+        likelihood: "nb", "poisson" or "zinb".
+        dispersion: of each "gene", or of each gene in each batch ("gene-batch").
+        strength: precision of the normal prior on what a hidden feature does to a gene; what the
+            counts of a rare gene cannot show stays near the gene's mean.
+        dropout: share of hidden features left out in training.
+        steps: optimiser steps; None chooses by the number of cells and stops early.
+        batch_size: cells a step.
+        learning_rate: at its peak.
+    """
+
+    latent: int | None = None
+    width: int = 128
+    likelihood: Kind | None = None
+    dispersion: Dispersion = "gene"
+    strength: float | None = None
+    dropout: float = 0.1
+    steps: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 6e-3
+
+    def __post_init__(self) -> None:
+        for name in ("latent", "width", "steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise AleatorError(f"{name}={value}: at least 1 is needed")
+        if self.likelihood is not None and self.likelihood not in KINDS:
+            raise AleatorError(f"likelihood={self.likelihood!r}; known: {', '.join(KINDS)}")
+        if self.dispersion not in ("gene", "gene-batch"):
+            raise AleatorError(f"dispersion={self.dispersion!r}; known: gene, gene-batch")
+        if self.strength is not None and self.strength < 0:
+            raise AleatorError(f"strength={self.strength}: it must not be negative")
+        if not 0 <= self.dropout < 1 or self.learning_rate <= 0:
+            raise AleatorError(
+                f"dropout={self.dropout}, learning_rate={self.learning_rate}: a share below 1 and "
+                "a positive rate are needed"
+            )
+
+    @property
+    def chosen(self) -> bool:
+        """Whether nothing is left to select."""
+        return None not in (self.latent, self.likelihood, self.strength, self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)

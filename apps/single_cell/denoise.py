@@ -1,0 +1,424 @@
+r"""The main job: cells in, the same cells with denoised layers, intervals, latents and scores out.
+
+    Denoiser.fit(adata, batch_key="batch").denoise(adata)
+
+What is called denoised is the posterior mean of the rate of each gene in each cell, at the cell's
+own depth or at a common one; the interval is of that rate. The verdict of molecular
+cross-validation goes with the model and with every output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import torch
+
+from apps.single_cell.cells import Cells
+from apps.single_cell.config import Config
+from apps.single_cell.counts import Counts
+from apps.single_cell.covariates import Covariates, Design
+from apps.single_cell.data import Source, open_cells
+from apps.single_cell.fitting import fit_model
+from apps.single_cell.model import CellVAE
+from apps.single_cell.ood import WARN_ABOVE, Surprise
+from apps.single_cell.output import Additions, Blocks, annotate, write_cells
+from apps.single_cell.posterior import DRAWS, SHAPES, Rates, quantiles, rates
+from apps.single_cell.selection import Say, Verdict, select
+from core.checkpoint import load_checkpoint, save_checkpoint
+from core.errors import AleatorError
+
+APP = "single_cell"
+LAYERS = ("denoised", "denoised_lower", "denoised_upper")
+LOG_LAYER = "denoised_log"
+LATENT = "X_aleator"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `denoise` writes.
+
+    Attributes:
+        target_sum: depth of the denoised rates; None keeps each cell's own.
+        level: of the credible interval.
+        log: also the expected log(1 + 10 000 · share), which plots use.
+        draws: of the latents for each cell.
+        dtype: float32 or float16.
+        batch: category of the batch key to decode with instead of each cell's own.
+        seed: of the draws.
+        rates: whether to write layers at all; without them only latents and scores.
+    """
+
+    target_sum: float | None = None
+    level: float = 0.9
+    log: bool = False
+    draws: int = DRAWS
+    dtype: str = "float32"
+    batch: str | None = None
+    seed: int = 0
+    rates: bool = True
+
+    def __post_init__(self) -> None:
+        if self.target_sum is not None and self.target_sum <= 0:
+            raise AleatorError(f"target_sum={self.target_sum}: it must be positive")
+        if not 0 < self.level < 1:
+            raise AleatorError(f"level={self.level}: a share, between 0 and 1, is expected")
+        if self.draws < 1:
+            raise AleatorError(f"draws={self.draws}: at least one is needed")
+        if self.dtype not in ("float32", "float16"):
+            raise AleatorError(f"dtype={self.dtype!r}; known: float32, float16")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        if not self.rates:
+            return ()
+        return (*LAYERS, LOG_LAYER) if self.log else LAYERS
+
+
+@dataclass
+class Denoiser:
+    """A trained model with all that using it needs.
+
+    Attributes:
+        model: the network.
+        genes: G names, in the model's order.
+        covariates: as fitted.
+        config: with everything chosen.
+        surprise: to score unusual cells by.
+        verdict: what molecular cross-validation found; None if it was left out.
+        seed: of the training.
+        allow_noninteger: whether fractional counts were allowed.
+        card: facts for a reader.
+        fingerprint: the model's name in outputs.
+    """
+
+    model: CellVAE
+    genes: tuple[str, ...]
+    covariates: Covariates
+    config: Config
+    surprise: Surprise
+    verdict: Verdict | None
+    seed: int = 0
+    card: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    @classmethod
+    def fit(
+        cls,
+        source: Source | Cells,
+        layer: str | None = None,
+        *,
+        batch_key: str | None = None,
+        categorical: Sequence[str] = (),
+        continuous: Sequence[str] = (),
+        config: Config | None = None,
+        seed: int = 0,
+        search: bool = True,
+        device: str = "auto",
+        folder: Path | None = None,
+        resume: bool = False,
+        say: Say = lambda _: None,
+        progress: bool = False,
+    ) -> Denoiser:
+        """Learn from cells.
+
+        Args:
+            source: AnnData, file, or opened `Cells`.
+            layer: where the counts are.
+            batch_key: column of obs with the technical batch.
+            categorical: further columns of categories.
+            continuous: columns of numbers.
+            config: what is not left to molecular cross-validation.
+            seed: of everything random; same seed, same model.
+            search: choose hyper-parameters on these cells; False takes the defaults.
+            device: "auto", "cpu" or "cuda".
+            folder: keeps the state of the run, to resume it.
+            resume: go on from there.
+            say: for the log.
+            progress: show it.
+
+        Raises:
+            AleatorError: anything that is wrong with the counts, the covariates or the options.
+        """
+        cells = source if isinstance(source, Cells) else open_cells(source, layer)
+        where = cells.source
+        covariates = Covariates.fit(
+            cells.obs, where, batch_key=batch_key, categorical=categorical, continuous=continuous
+        )
+        config = config or Config()
+        if config.dispersion == "gene-batch" and covariates.batch is None:
+            raise AleatorError("dispersion of each batch: name the column with batch_key")
+        if cells.summary.fractional:
+            raise AleatorError(
+                f"{where}: {cells.summary.fractional} counts are not whole; molecules cannot be "
+                "held out of them. Give the uncorrected counts"
+            )
+        for note in covariates.notes():
+            say(note)
+        design = covariates.encode(cells.obs, where)
+        counts = cells.counts
+        found = select(counts, design, config, seed=seed, device=device, search=search, say=say)
+        say(found.verdict.sentence())
+        fitted = fit_model(
+            counts,
+            _libraries(counts, cells),
+            design,
+            found.config,
+            seed=seed,
+            folder=folder,
+            resume=resume,
+            device=device,
+            progress="steps" if progress else None,
+        )
+        assert isinstance(fitted.model, CellVAE)
+        return cls(
+            fitted.model,
+            cells.genes,
+            covariates,
+            found.config,
+            found.surprise,
+            found.verdict,
+            seed,
+            {"data": f"{where}: {cells.slot}, {len(cells)} cells x {cells.shape[1]} genes"},
+        )
+
+    def save(self, folder: Path | str, card: dict[str, Any] | None = None) -> Denoiser:
+        """Write the model to a folder; returns it with its fingerprint."""
+        card = {**self.card, **(card or {})}
+        written = save_checkpoint(
+            folder, app=APP, config=self._state(), tensors=self.model.state_dict(), card=card
+        )
+        return replace(self, fingerprint=written.fingerprint, card=card)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Denoiser:
+        """Read a model.
+
+        Raises:
+            CheckpointError: not a model of this application, damaged, or of a newer version.
+        """
+        found = load_checkpoint(folder, app=APP)
+        state = found.config
+        covariates = Covariates.from_dict(state["covariates"])
+        config = Config(**state["config"])
+        model = CellVAE(
+            torch.zeros(len(state["genes"])),
+            state["cells"],
+            config,
+            covariates=covariates.width,
+            batches=len(covariates.groups[0].categories) if covariates.groups else 1,
+        )
+        model.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in found.tensors.items()}
+        )
+        model.eval()
+        verdict = Verdict.from_dict(state["verdict"]) if state["verdict"] else None
+        return cls(
+            model,
+            tuple(state["genes"]),
+            covariates,
+            config,
+            Surprise.from_dict(state["surprise"]),
+            verdict,
+            state["seed"],
+            found.card,
+            found.fingerprint,
+        )
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "genes": list(self.genes),
+            "cells": self.model.cells,
+            "covariates": self.covariates.to_dict(),
+            "config": self.config.to_dict(),
+            "surprise": self.surprise.to_dict(),
+            "verdict": self.verdict.to_dict() if self.verdict else None,
+            "seed": self.seed,
+        }
+
+    def denoise(
+        self, source: Source | Cells, layer: str | None = None, output: Output | None = None
+    ) -> ad.AnnData:
+        """The same AnnData with denoised layers; a copy, everything else is kept.
+
+        Args:
+            source: AnnData, file, or opened `Cells`.
+            layer: where the counts are.
+            output: what to write.
+
+        Returns:
+            layers `denoised`, `denoised_lower`, `denoised_upper`; obsm `X_aleator`; obs
+            `aleator_elbo` and `aleator_ood`; uns `aleator` with model, options and verdict.
+
+        Raises:
+            AleatorError: counts, genes or covariates that do not fit the model.
+        """
+        cells = source if isinstance(source, Cells) else open_cells(source, layer)
+        output = output or Output()
+        blocks = self.blocks(cells, output)
+        shape = (len(cells), _all_genes(cells))
+        layers = {name: np.empty(shape, output.dtype) for name in output.layers}
+        for start, stop, arrays in blocks.parts:
+            for name, values in zip(output.layers, arrays, strict=True):
+                layers[name][start:stop] = values
+        return annotate(cells, replace(blocks.finish(), layers=layers))
+
+    def write(
+        self,
+        cells: Cells,
+        path: Path | str,
+        output: Output | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Path:
+        """`denoise` to a file, block by block; memory does not grow with the number of cells."""
+        blocks = self.blocks(cells, output or Output())
+        return write_cells(cells, path, blocks, overwrite=overwrite)
+
+    def blocks(self, cells: Cells, output: Output) -> Blocks:
+        """All that `denoise` adds, layers block by block."""
+        if cells.slot == "raw/X":
+            raise AleatorError(
+                f"{cells.source}: layers cannot be beside raw, which has genes of its own; "
+                "take adata.raw.to_adata()"
+            )
+        known = cells.aligned(self.genes)
+        design = self.covariates.encode(cells.obs, cells.source)
+        target = None if output.batch is None else self._other_batch(design, output.batch)
+        kept: dict[str, list[np.ndarray]] = {"latent": [], "elbo": [], "library": []}
+
+        def parts() -> Iterator[tuple[int, int, Sequence[np.ndarray]]]:
+            found = rates(
+                self.model,
+                known.counts,
+                design,
+                draws=output.draws,
+                seed=output.seed,
+                first=cells.index,
+                target=target,
+            )
+            for part in found:
+                raw = cells.counts.read(part.start, part.stop).toarray()
+                own = _place(known.counts, cells.counts)
+                library = raw[:, own].sum(1)
+                kept["latent"].append(part.latent)
+                kept["elbo"].append(part.elbo)
+                kept["library"].append(library)
+                arrays = _arrays(part, library, output) if output.rates else []
+                yield part.start, part.stop, [_into(raw, values, own) for values in arrays]
+
+        def finish() -> Additions:
+            elbo, library = (np.concatenate(kept[name]) for name in ("elbo", "library"))
+            return Additions(
+                obsm={LATENT: np.concatenate(kept["latent"])},
+                obs={"aleator_elbo": elbo, "aleator_ood": self.surprise.score(elbo, library)},
+                uns={"aleator": self._facts(output, known.notes)},
+            )
+
+        return Blocks(output.layers, output.dtype, parts(), finish)
+
+    def _other_batch(self, design: Design, batch: str) -> Design:
+        """The design as if all cells were of one batch."""
+        group = self.covariates.batch
+        if group is None:
+            raise AleatorError(f"batch {batch!r}: the model was trained without a batch key")
+        if batch not in group.categories:
+            raise AleatorError(
+                f"batch {batch!r} is none of {group.key}: {', '.join(group.categories)}"
+            )
+        codes = design.codes.copy()
+        codes[:, 0] = group.categories.index(batch)
+        return replace(design, codes=codes)
+
+    def _facts(self, output: Output, notes: Sequence[str]) -> dict[str, Any]:
+        """What an output says about how it was made."""
+        options = {k: v for k, v in vars(output).items() if v is not None}
+        config = {k: v for k, v in self.config.to_dict().items() if v is not None}
+        facts: dict[str, Any] = {
+            "model": self.fingerprint or "fitted here",
+            "seed": self.seed,
+            "config": config,
+            "output": options,
+            "notes": np.array(notes, dtype=str) if notes else "",
+        }
+        if self.verdict:
+            state = self.verdict.to_dict()
+            state["differences"] = {
+                name: np.array(pair) for name, pair in state["differences"].items()
+            }
+            facts["verdict"] = state
+        return facts
+
+    def warnings(self, ood: np.ndarray) -> list[str]:
+        """What a user should be told about an output."""
+        told = []
+        if self.verdict and not self.verdict.helps:
+            told.append(f"warning: {self.verdict.sentence()}")
+        far = int((ood > WARN_ABOVE).sum())
+        if far > 0.05 * len(ood):
+            told.append(
+                f"warning: {far} of {len(ood)} cells are unlike the training cells "
+                f"(aleator_ood > {WARN_ABOVE:g}); trust them less"
+            )
+        return told
+
+
+def expected_log(mean: np.ndarray, shape: np.ndarray, nodes: int = 12) -> np.ndarray:
+    """E log(1 + λ) for gamma laws of the given means and shapes.
+
+    The integral over probabilities p of log(1 + quantile(p)), by Gauss and Legendre.
+
+    Args:
+        mean: any shape.
+        shape: of the gamma laws, likewise.
+        nodes: of the quadrature.
+    """
+    at, weight = np.polynomial.legendre.leggauss(nodes)
+    place, total = np.log(np.clip(shape, *SHAPES)), np.zeros(mean.shape, np.float32)
+    for p, w in zip((at + 1) / 2, weight / 2, strict=True):
+        total += w * np.log1p(mean * np.interp(place, *quantiles(float(p))))
+    return total
+
+
+def _arrays(part: Rates, library: np.ndarray, output: Output) -> list[np.ndarray]:
+    low, high = part.interval(output.level)
+    arrays = [part.mean, low, high]
+    if output.target_sum is not None:
+        arrays = [a * (output.target_sum / library)[:, None] for a in arrays]
+    if output.log:
+        arrays.append(expected_log(part.mean * (1e4 / library)[:, None], part.shape))
+    return arrays
+
+
+def _into(raw: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Values of the model's genes among all genes; others keep their counts."""
+    if raw.shape == values.shape and (own[1:] > own[:-1]).all():
+        return values
+    found = raw.copy()
+    found[:, own] = values
+    return found
+
+
+def _place(known: Counts, whole: Counts) -> np.ndarray:
+    """Columns of the file that the model's genes are."""
+    if known.genes is None:
+        return np.arange(whole.shape[1])
+    return known.genes
+
+
+def _all_genes(cells: Cells) -> int:
+    if cells.counts.genes is not None:
+        raise AleatorError("genes were selected from these cells: denoise the file as it is")
+    return cells.shape[1]
+
+
+def _libraries(counts: Counts, cells: Cells) -> np.ndarray:
+    """Molecules of each cell in the genes that are modelled."""
+    if counts.genes is None:
+        return cells.summary.totals
+    return np.concatenate([np.asarray(b.sum(1)).ravel() for _, _, b in counts.blocks()])

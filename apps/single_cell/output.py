@@ -1,0 +1,277 @@
+"""Results back to AnnData: everything that was there stays, what is new is added.
+
+A store that is copied keeps every slot byte for byte, whatever wrote it; new layers, columns and
+embeddings are then added to the copy, which gets its name when it is complete. The input is never
+written to.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+
+from apps.single_cell.cells import Cells
+from apps.single_cell.data import read_anndata
+from core.errors import AleatorError
+
+SUFFIXES = (".h5ad", ".zarr")
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What a command adds to an AnnData of N cells and G genes.
+
+    Attributes:
+        layers: name -> (N, G), sparse or dense.
+        obsm: name -> (N, D).
+        obs: name -> (N,) column.
+        var: name -> (G,) column.
+        uns: name -> anything that AnnData can write.
+    """
+
+    layers: Mapping[str, Any] = field(default_factory=dict)
+    obsm: Mapping[str, np.ndarray] = field(default_factory=dict)
+    obs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    var: Mapping[str, np.ndarray] = field(default_factory=dict)
+    uns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Layers that are too big to hold, and what is known when they are written.
+
+    Attributes:
+        names: of the layers.
+        dtype: of their values, e.g. "float32".
+        parts: (start, stop, one array (stop - start, G) for each name), first cell to last.
+        finish: called after the last part; gives the other additions.
+    """
+
+    names: Sequence[str]
+    dtype: str
+    parts: Iterable[tuple[int, int, Sequence[np.ndarray]]]
+    finish: Callable[[], Additions]
+
+
+def check_output(
+    output: Path | str, source: Path | str | None = None, *, overwrite: bool = False
+) -> Path:
+    """Refuse an output that cannot be written, before any work is done.
+
+    Args:
+        output: `.h5ad` or `.zarr`.
+        source: the input, if it is a path.
+        overwrite: whether an existing output may be replaced (never the input).
+
+    Returns:
+        the path.
+
+    Raises:
+        AleatorError: it exists, is the input, has another suffix, or its folder does not exist.
+    """
+    path = Path(output)
+    if path.suffix not in SUFFIXES:
+        raise AleatorError(f"{path}: the output is AnnData, name it .h5ad or .zarr")
+    if not path.parent.is_dir():
+        raise AleatorError(f"{path}: there is no folder {path.parent}")
+    if path.exists():
+        if source is not None and Path(source).exists() and path.samefile(source):
+            raise AleatorError(f"{path} is the input, which is never written to; choose another")
+        if not overwrite:
+            raise AleatorError(f"{path} exists; choose another name or allow overwriting")
+    return path
+
+
+def annotate(cells: Cells, added: Additions) -> ad.AnnData:
+    """A copy in memory of all that the source holds about these cells, with the additions.
+
+    Args:
+        cells: N cells.
+        added: of these cells and all genes of the source.
+
+    Raises:
+        AleatorError: shapes that do not fit.
+    """
+    adata = read_anndata(cells)
+    _check_shapes(added, (adata.n_obs, adata.n_vars))
+    for name, values in added.layers.items():
+        adata.layers[name] = values
+    for name, values in added.obsm.items():
+        adata.obsm[name] = values
+    for name, values in added.obs.items():
+        adata.obs[name] = values
+    for name, values in added.var.items():
+        adata.var[name] = values
+    for name, values in added.uns.items():
+        adata.uns[name] = values
+    return adata
+
+
+def write_cells(
+    cells: Cells, output: Path | str, added: Additions | Blocks, *, overwrite: bool = False
+) -> Path:
+    """Write the source of these cells with additions.
+
+    Args:
+        cells: N cells.
+        output: `.h5ad` or `.zarr`.
+        added: of these cells and all genes of the source; `Blocks` are written as they come.
+        overwrite: whether an existing output may be replaced.
+
+    Returns:
+        the output.
+
+    Raises:
+        AleatorError: as for `check_output`; shapes that do not fit; the disk is full.
+    """
+    path = check_output(output, cells.path, overwrite=overwrite)
+    partial = path.with_name(f"{path.name}.partial")
+    _remove(partial)
+    try:
+        if _same_store(cells, path):
+            assert cells.path is not None
+            copy = shutil.copytree if cells.path.is_dir() else shutil.copyfile
+            copy(cells.path, partial)
+        else:
+            _write(annotate(cells, Additions()), partial, path.suffix)
+        if isinstance(added, Blocks):
+            _stream(partial, added)
+            added = added.finish()
+        _add(partial, added)
+    except OSError as error:
+        _remove(partial)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise AleatorError(f"{path}: the disk is full; free some space") from error
+        raise
+    except BaseException:
+        _remove(partial)
+        raise
+    if path.is_dir():
+        shutil.rmtree(path)
+    os.replace(partial, path)
+    return path
+
+
+def _same_store(cells: Cells, path: Path) -> bool:
+    """Whether the output can be a copy of the input: one format, all cells."""
+    if cells.path is None or cells.path.is_dir() != (path.suffix == ".zarr"):
+        return False
+    whole = cells.counts.matrix.shape[0]
+    return len(cells) == whole
+
+
+def _write(adata: ad.AnnData, path: Path, suffix: str) -> None:
+    if suffix == ".h5ad":
+        adata.write_h5ad(path, compression="gzip")
+        return
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*zarr v2.*")
+        adata.write_zarr(path)
+
+
+def _stream(path: Path, blocks: Blocks) -> None:
+    """Write layers part by part into a store."""
+    from anndata.io import write_elem
+
+    with _writable(path) as store:
+        shape = _shape(store)
+        if "layers" not in store:
+            write_elem(store, "layers", {})
+        targets = [_layer(store["layers"], name, shape, blocks.dtype) for name in blocks.names]
+        for start, stop, arrays in blocks.parts:
+            for target, values in zip(targets, arrays, strict=True):
+                target[start:stop] = values.astype(blocks.dtype)
+
+
+def _layer(layers: Any, name: str, shape: tuple[int, int], dtype: str) -> Any:
+    """An empty dense layer, as AnnData stores it; one of that name is replaced."""
+    if name in layers:
+        del layers[name]
+    chunks = (min(shape[0], 256), shape[1])
+    create = getattr(layers, "create_array", None) or layers.create_dataset
+    target = create(name, shape=shape, dtype=dtype, chunks=chunks)
+    target.attrs["encoding-type"] = "array"
+    target.attrs["encoding-version"] = "0.2.0"
+    return target
+
+
+def _add(path: Path, added: Additions) -> None:
+    """Into a store, without touching what is there."""
+    from anndata.io import write_elem
+
+    with _writable(path) as store:
+        _check_shapes(added, _shape(store))
+        for slot in ("layers", "obsm", "uns"):
+            values = getattr(added, slot)
+            if values and slot not in store:
+                write_elem(store, slot, {})
+            for name, value in values.items():
+                options = {"compression": "gzip"} if path.is_file() and slot == "layers" else {}
+                write_elem(store, f"{slot}/{name}", value, dataset_kwargs=options)
+        for slot in ("obs", "var"):
+            table = store[slot]
+            for name, value in getattr(added, slot).items():
+                write_elem(table, name, value)
+                order = [str(column) for column in table.attrs["column-order"]]
+                if name not in order:
+                    _set_order(table, [*order, name])
+
+
+def _set_order(table: Any, order: list[str]) -> None:
+    import h5py
+
+    if isinstance(table, h5py.Group):
+        table.attrs.create("column-order", order, dtype=h5py.string_dtype())
+    else:
+        table.attrs["column-order"] = order
+
+
+def _writable(path: Path) -> Any:
+    if path.is_dir():
+        import contextlib
+
+        import zarr
+
+        # a copied .zmetadata would hide what is added
+        (path / ".zmetadata").unlink(missing_ok=True)
+        return contextlib.nullcontext(zarr.open_group(path, mode="r+", use_consolidated=False))
+    import h5py
+
+    return h5py.File(path, "r+")
+
+
+def _shape(store: Any) -> tuple[int, int]:
+    sizes = []
+    for slot in ("obs", "var"):
+        table = store[slot]
+        index = table[table.attrs["_index"]]
+        values = index["values"] if hasattr(index, "keys") and "values" in index else index
+        sizes.append(int(values.shape[0]))
+    return sizes[0], sizes[1]
+
+
+def _check_shapes(added: Additions, shape: tuple[int, int]) -> None:
+    n, g = shape
+    wanted = {"layers": (n, g), "obsm": (n,), "obs": (n,), "var": (g,)}
+    for slot, expected in wanted.items():
+        for name, value in getattr(added, slot).items():
+            found = tuple(value.shape)[: len(expected)]
+            if found != expected:
+                raise AleatorError(f"{slot}[{name!r}] is {found}, expected {expected}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,210 @@
+r"""From a model and counts to rates: mean, variance and intervals, flat in memory.
+
+    λ | x = ∫ Gamma(θ + x, mean μ_z (θ + x) / (θ + μ_z)) q(z | x) dz
+
+The mixture is summed up by its first two moments over draws of z, one draw at a time, and read as
+a gamma law of the same moments. Held-out molecules at `ratio` times the depth are then negative
+binomial, of the same shape. Draws of a cell come from its own stream: blocks do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy import special, stats
+from torch import Tensor
+
+from apps.single_cell.counts import Counts
+from apps.single_cell.covariates import Design
+from apps.single_cell.likelihood import CellLaw
+from apps.single_cell.model import CellVAE, make_context
+from core.random import keyed_generator
+from core.vae.base import repeat_context, repeat_rows
+
+CELLS = 256
+"""Cells at once: what is dense is no larger than so many times G."""
+DRAWS = 8
+"""Draws of the latents that a mean is taken over."""
+
+
+@dataclass
+class Rates:
+    """What is known of the rates of some cells, at their own depth.
+
+    Attributes:
+        start: of the cells.
+        stop: of the cells.
+        mean: E[λ | x] (B, G).
+        variance: Var[λ | x] (B, G).
+        latent: posterior mean of z (B, D).
+        elbo: ln p(x) from below, (B,) nats.
+    """
+
+    start: int
+    stop: int
+    mean: np.ndarray
+    variance: np.ndarray
+    latent: np.ndarray
+    elbo: np.ndarray
+
+    @property
+    def shape(self) -> np.ndarray:
+        """Shape of the gamma law of these moments (B, G)."""
+        return self.mean**2 / np.maximum(self.variance, 1e-30)
+
+    def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """Central credible interval of the rates, two of (B, G)."""
+        shape = np.log(np.clip(self.shape, SHAPES[0], SHAPES[1]))
+        tails = (0.5 - level / 2, 0.5 + level / 2)
+        low, high = (self.mean * np.interp(shape, *quantiles(tail)) for tail in tails)
+        return low.astype(np.float32), high.astype(np.float32)
+
+
+def rates(
+    model: CellVAE,
+    counts: Counts,
+    design: Design,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    first: np.ndarray | None = None,
+    cells: int = CELLS,
+    target: Design | None = None,
+) -> Iterator[Rates]:
+    """Rates of all cells, block by block.
+
+    Args:
+        model: trained.
+        counts: (N, G), whole numbers.
+        design: covariates of the cells.
+        draws: of the latents; memory does not grow with them.
+        seed: of the draws.
+        first: (N,) places of the cells that key their draws; 0 to N - 1 if None.
+        cells: of a block.
+        target: covariates to decode with instead, for counterfactuals; the rates are then μ, since
+            a count was not seen under other covariates.
+
+    Yields:
+        one for each block.
+    """
+    keys = np.arange(len(counts)) if first is None else first
+    for start, stop, block in counts.blocks(cells):
+        x = torch.from_numpy(block.toarray())
+        library = x.sum(1).numpy()
+        part = slice(start, stop)
+        context = make_context(library, _cut(design, part), slice(None))
+        other = None if target is None else make_context(library, _cut(target, part), slice(None))
+        streams = [keyed_generator(seed, int(key)) for key in keys[part]]
+        yield _block(model, x, context, other, streams, draws, start)
+
+
+@torch.no_grad()
+def _block(
+    model: CellVAE,
+    x: Tensor,
+    context: dict[str, Tensor],
+    other: dict[str, Tensor] | None,
+    streams: list[torch.Generator],
+    draws: int,
+    start: int,
+) -> Rates:
+    q = model.encode(x, context)
+    mean, second = torch.zeros_like(x), torch.zeros_like(x)
+    log_p = x.new_zeros(len(x))
+    noise = torch.stack([torch.randn(draws, model.latent_dim, generator=g) for g in streams], 1)
+    for k in range(draws):
+        law = model.decode(q.mean + q.stddev * noise[k], context)
+        log_p += law.log_prob(x) / draws
+        if other is not None:
+            law = model.decode(q.mean + q.stddev * noise[k], other)
+        m, v = law.posterior(x) if other is None else _prior(law)
+        mean += m / draws
+        second += (v + m.square_()) / draws
+    kl = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(1)
+    variance = (second - mean.square()).clamp_(min=0)
+    return Rates(
+        start,
+        start + len(x),
+        mean.numpy(),
+        variance.numpy(),
+        q.mean.numpy(),
+        (log_p - kl).numpy(),
+    )
+
+
+def _prior(law: CellLaw) -> tuple[Tensor, Tensor]:
+    """Moments of the rates before any count is seen."""
+    if law.log_dispersion is None:
+        return law.mean, torch.zeros_like(law.mean)
+    return law.mean, law.mean.square() / law.dispersion
+
+
+def _cut(design: Design, part: slice) -> Design:
+    return Design(design.codes[part], design.values[part], design.sizes)
+
+
+SHAPES = (1e-3, 1e6)
+"""Between these shapes, quantiles of the gamma law are read from a table."""
+
+
+@lru_cache(maxsize=64)
+def quantiles(p: float) -> tuple[np.ndarray, np.ndarray]:
+    """Quantile over mean of gamma laws, on a grid of the logarithm of the shape."""
+    grid = np.linspace(np.log(SHAPES[0]), np.log(SHAPES[1]), 4001)
+    shape = np.exp(grid)
+    return grid, special.gammaincinv(shape, p) / shape
+
+
+def pit(
+    found: Rates, ratio: float, held_out: np.ndarray, uniform: np.ndarray, widen: float = 1.0
+) -> np.ndarray:
+    r"""Randomised probability integral transform of held-out molecules.
+
+        u = F(x - 1) + v (F(x) - F(x - 1)),   v ~ U(0, 1)
+
+    is uniform if x comes from F, discrete or not.
+
+    Args:
+        found: rates at the depth of the training part.
+        ratio: depth of the held-out part over that of the training part.
+        held_out: (B, G) molecules.
+        uniform: v, of the same shape.
+        widen: factor on the variance of the rates.
+
+    Returns:
+        u (B, G).
+
+    Reference: Czado, Gneiting and Held (2009), doi:10.1111/j.1541-0420.2009.01191.x
+    """
+    mean = np.maximum(found.mean.astype(np.float64) * ratio, 1e-12)
+    shape = np.clip(found.shape / widen, *SHAPES)
+    p = shape / (shape + mean)
+    upper = stats.nbinom.cdf(held_out, shape, p)
+    lower = np.where(held_out > 0, stats.nbinom.cdf(held_out - 1, shape, p), 0.0)
+    return lower + uniform * (upper - lower)
+
+
+def sample_rates(
+    model: CellVAE, x: Tensor, context: dict[str, Tensor], draws: int, seed: int, first: int = 0
+) -> Tensor:
+    """Posterior draws of the rates of cells (B, G) at their depth, (draws, B, G)."""
+    streams = [keyed_generator(seed, first + i) for i in range(len(x))]
+    with torch.no_grad():
+        q = model.encode(x, context)
+        noise = torch.stack([torch.randn(draws, model.latent_dim, generator=g) for g in streams])
+        z = (q.mean[:, None] + q.stddev[:, None] * noise).flatten(0, 1)
+        law = model.decode(z, repeat_context(context, draws))
+        counts = repeat_rows(x, draws)
+        mean, variance = law.posterior(counts)
+        if law.log_dispersion is not None:
+            shape = (mean.square() / variance.clamp(min=1e-30)).clamp(*SHAPES)
+            each = [g for g in streams for _ in range(draws)]
+            unit = torch.stack(
+                [torch._standard_gamma(s, generator=g) for s, g in zip(shape, each, strict=True)]
+            )
+            mean = mean * unit / shape
+    return mean.reshape(len(x), draws, -1).transpose(0, 1)

@@ -1,0 +1,283 @@
+"""What the commands do: everything that can be refused is refused before anything is computed."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.single_cell.cells import Cells
+from apps.single_cell.config import Config
+from apps.single_cell.data import open_cells, sample_path
+from apps.single_cell.denoise import Denoiser, Output
+from apps.single_cell.filters import Filters
+from apps.single_cell.output import check_output
+from core.cards import write_card
+from core.errors import AleatorError
+from core.report import Table, command_line, hardware, report, write_results, write_text
+
+Say = Callable[[object], None]
+SAMPLE_MODEL = "five_lines_model"
+
+
+@dataclass(frozen=True)
+class Input:
+    """What to read, and how; see `python -m pipelines.single_cell denoise --help`."""
+
+    source: str | None = None
+    layer: str | None = None
+    drop_empty: bool = False
+    make_unique: bool = False
+    allow_noninteger: bool = False
+    filters: Filters = field(default_factory=Filters)
+
+    def open(self, say: Say) -> Cells:
+        """The cells, after the filters; says what was found and left out."""
+        cells = open_cells(
+            self.source if self.source is not None else sample_path(),
+            self.layer,
+            drop_empty=self.drop_empty,
+            make_unique=self.make_unique,
+            allow_noninteger=self.allow_noninteger,
+        )
+        cells = self.filters(cells)
+        n, g = cells.shape
+        middle = float(np.median(cells.summary.totals))
+        say(
+            f"{cells.source}: {cells.slot}, {n} cells x {g} genes, "
+            f"{cells.summary.density:.1%} not zero, median {middle:g} molecules"
+        )
+        for note in cells.notes:
+            say(f"  {note}")
+        return cells
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """Columns of obs that the model is conditioned on."""
+
+    batch_key: str | None = None
+    categorical: tuple[str, ...] = ()
+    continuous: tuple[str, ...] = ()
+
+
+def train(
+    given: Input,
+    folder: Path,
+    covariates: Covariate,
+    config: Config,
+    *,
+    seed: int = 0,
+    search: bool = True,
+    resume: bool = False,
+    device: str = "auto",
+    overwrite: bool = False,
+    say: Say = print,
+) -> Denoiser:
+    """Fit a model and save it with its card.
+
+    Raises:
+        AleatorError: bad data or options, or a model is there already.
+    """
+    if (folder / "model.json").exists() and not overwrite:
+        raise AleatorError(f"{folder} holds a model; choose another folder or --overwrite")
+    cells = given.open(say)
+    work, started = folder / "training", time.monotonic()
+    denoiser = Denoiser.fit(
+        cells,
+        batch_key=covariates.batch_key,
+        categorical=covariates.categorical,
+        continuous=covariates.continuous,
+        config=config,
+        seed=seed,
+        search=search,
+        device=device,
+        folder=work,
+        resume=resume,
+        say=say,
+        progress=True,
+    )
+    denoiser = denoiser.save(folder, _card(denoiser, time.monotonic() - started))
+    write_card(folder / "card.md", denoiser.card)
+    shutil.rmtree(work, ignore_errors=True)
+    say(f"{folder}: model {denoiser.fingerprint}")
+    return denoiser
+
+
+def denoise(
+    given: Input,
+    path: Path,
+    output: Output,
+    *,
+    model: Path | None = None,
+    covariates: Covariate | None = None,
+    config: Config | None = None,
+    seed: int = 0,
+    search: bool = True,
+    device: str = "auto",
+    overwrite: bool = False,
+    say: Say = print,
+) -> Path:
+    """Fit on the input itself unless a model is given, denoise, and say how far to trust it.
+
+    Raises:
+        AleatorError: anything wrong with the input, the model, the options or the disk.
+    """
+    check_output(path, given.source, overwrite=overwrite)
+    covariates = covariates or Covariate()
+    if given.source is None and model is None:
+        model = bundled_model()
+    if model is not None:
+        if covariates != Covariate():
+            raise AleatorError("covariates belong to training: a trained model knows its own")
+        denoiser = Denoiser.load(model)
+        cells = given.open(say)
+    else:
+        cells = given.open(say)
+        denoiser = Denoiser.fit(
+            cells,
+            batch_key=covariates.batch_key,
+            categorical=covariates.categorical,
+            continuous=covariates.continuous,
+            config=config,
+            seed=seed,
+            search=search,
+            device=device,
+            say=say,
+            progress=True,
+        )
+    written = denoiser.write(cells, path, output, overwrite=overwrite)
+    for line in denoiser.warnings(_column(written, "aleator_ood")):
+        say(line)
+    if model is not None and denoiser.verdict:
+        say(f"in training: {denoiser.verdict.sentence()}")
+    told = f"layers {', '.join(output.layers)}" if output.rates else "latents and scores"
+    say(f"wrote {written}: {told}")
+    return written
+
+
+def evaluate(
+    given: Input,
+    folder: Path,
+    *,
+    covariates: Covariate | None = None,
+    config: Config | None = None,
+    seed: int = 0,
+    search: bool = True,
+    device: str = "auto",
+    overwrite: bool = False,
+    say: Say = print,
+) -> Path:
+    """Molecular cross-validation on these cells, ours beside what a user would do without it.
+
+    Returns:
+        `results.json` in the folder; `report.md` is beside it.
+    """
+    from apps.single_cell.covariates import Covariates
+    from apps.single_cell.selection import select
+
+    target = folder / "results.json"
+    if target.exists() and not overwrite:
+        raise AleatorError(f"{target} exists; choose another folder or --overwrite")
+    cells = given.open(say)
+    chosen = covariates or Covariate()
+    known = Covariates.fit(
+        cells.obs,
+        cells.source,
+        batch_key=chosen.batch_key,
+        categorical=chosen.categorical,
+        continuous=chosen.continuous,
+    )
+    found = select(
+        cells.counts,
+        known.encode(cells.obs, cells.source),
+        config or Config(),
+        seed=seed,
+        device=device,
+        search=search,
+        say=say,
+    )
+    verdict = found.verdict
+    rows = []
+    for name, loss in verdict.losses.items():
+        mean, error = verdict.differences.get(name, (None, None))
+        rows.append({"method": name, "poisson": loss, "difference": mean, "error": error})
+    title = f"{Path(cells.source).name}: held-out molecules of {verdict.cells} cells"
+    tables = [
+        Table(
+            rows,
+            {
+                "method": "method",
+                "poisson": "corrected Poisson",
+                "difference": "ours - it",
+                "error": "standard error",
+            },
+            {"poisson": ".5f", "difference": "+.5f", "error": ".5f"},
+            {"poisson": "min"},
+            title,
+        ),
+        Table(
+            [{"what": "90 % intervals cover", "value": verdict.coverage}],
+            {"what": "calibration", "value": "share"},
+            {"value": ".3f"},
+        ),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    results = write_results(target, tables)
+    write_text(folder / "report.md", report(results, "Does denoising help here?"))
+    for table in tables:
+        table.print()
+    say(verdict.sentence())
+    return target
+
+
+def bundled_model() -> Path:
+    """Folder of the bundled weights, of the bundled sample."""
+    return sample_path().parent / SAMPLE_MODEL
+
+
+def _card(denoiser: Denoiser, seconds: float) -> dict[str, object]:
+    verdict, config = denoiser.verdict, denoiser.config
+    summary = (
+        f"{config.likelihood} variational autoencoder, {config.latent} latent dimensions, "
+        f"prior strength {config.strength:g}"
+    )
+    scores = (
+        []
+        if verdict is None
+        else [{"method": name, "poisson": loss} for name, loss in verdict.losses.items()]
+    )
+    return {
+        "title": "Denoising of single cells",
+        "summary": summary,
+        "split": "all molecules; options, verdict and stopping by molecular cross-validation, "
+        "nine tenths of the molecules to learn from, one to judge by",
+        "seed": denoiser.seed,
+        "minutes": round(seconds / 60, 1),
+        "steps": str(config.steps),
+        "parameters": sum(p.numel() for p in denoiser.model.parameters()),
+        "hardware": hardware(),
+        "scores": scores,
+        "limits": "It knows the cells, genes and covariates that it was trained on; scores of "
+        "`aleator_ood` above 1 are rare among cells like them. "
+        + (verdict.sentence() if verdict else ""),
+        "command": command_line(),
+    }
+
+
+def _column(path: Path, name: str) -> np.ndarray:
+    """One column of obs of a store."""
+    if path.is_dir():
+        import zarr
+
+        store: Any = zarr.open_group(path, mode="r")
+        return np.asarray(store["obs"][name])
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return np.asarray(file["obs"][name])

@@ -1,0 +1,1 @@
+"""Bundled cells and weights; see README.md."""

@@ -1,0 +1,321 @@
+r"""Hyper-parameters and an honest verdict, both by molecular cross-validation on the user's data.
+
+One split of the molecules (90 % to learn from, 10 % to judge by) on at most `SAMPLE` cells. Short
+runs move latent size, strength and likelihood, one at a time, while the corrected Poisson loss of
+held-out molecules falls; the winner is then trained in full, and put beside what a user would do
+instead: nothing, the library mean, Poisson factors. Some cells are left out altogether: they tell
+how surprising a cell is that was never seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from apps.single_cell.baselines import Baseline, LibraryMean, PoissonFactors, Raw
+from apps.single_cell.config import Config
+from apps.single_cell.counts import Counts
+from apps.single_cell.covariates import Design
+from apps.single_cell.fitting import default_steps, fit_model
+from apps.single_cell.mcv import Split, Tally, cross_validate, difference, split, thin
+from apps.single_cell.model import CellVAE
+from apps.single_cell.ood import Surprise
+from apps.single_cell.posterior import CELLS, pit, rates
+from core.errors import AleatorError
+
+Say = Callable[[object], None]
+
+SAMPLE = 6000
+"""Cells that are looked at, at most: a seeded sample of larger sets."""
+SHARE = 0.9
+"""Of the molecules that train."""
+SCORED = 500
+"""Cells on which candidates are compared."""
+BASE: dict[str, Any] = {"likelihood": "nb", "latent": 20, "strength": 100.0}
+LADDERS: dict[str, tuple[Any, ...]] = {
+    "strength": (1.0, 10.0, 100.0, 1e3, 1e4),
+    "latent": (5, 10, 20, 40),
+    "likelihood": ("poisson", "nb"),
+}
+FACTORS = 20
+"""Rank of the Poisson factors, bounded by the number of cells."""
+FEW = 30
+"""Cells below which nothing can be told."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Losses of held-out molecules on the user's own data, and what follows.
+
+    Attributes:
+        losses: method -> corrected Poisson loss, nats per value; "ours" is this model.
+        differences: other method -> (ours - theirs, its standard error), paired by cell.
+        coverage: share of held-out molecules' randomised ranks inside the central 90 %.
+        cells: that were scored.
+        tried: candidates and their losses after a short run.
+    """
+
+    losses: dict[str, float]
+    differences: dict[str, tuple[float, float]]
+    coverage: float
+    cells: int
+    tried: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def best(self) -> str:
+        """The method with the least loss."""
+        return min(self.losses, key=lambda name: self.losses[name])
+
+    @property
+    def helps(self) -> bool:
+        """Whether ours is better than every alternative by more than twice the error."""
+        return all(mean + 2 * error < 0 for mean, error in self.differences.values())
+
+    @property
+    def hurts(self) -> bool:
+        """Whether an alternative is better than ours by more than twice the error."""
+        return any(mean - 2 * error > 0 for mean, error in self.differences.values())
+
+    def sentence(self) -> str:
+        """What a user should know."""
+        listed = ", ".join(f"{name} {loss:.5f}" for name, loss in self.losses.items())
+        told = f"held-out molecules, corrected Poisson loss (less is better): {listed}; "
+        if self.helps:
+            told += "denoising helps here"
+        elif self.hurts:
+            told += f"denoising hurts here: {self.best} predicts better, use that instead"
+        else:
+            told += f"no difference that can be told: {self.best} has the least loss"
+        return f"{told}; {self.coverage:.1%} of held-out molecules inside their 90 % intervals"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, also fit for `uns`."""
+        return {
+            "losses": dict(self.losses),
+            "differences": {name: list(pair) for name, pair in self.differences.items()},
+            "coverage": self.coverage,
+            "cells": self.cells,
+            "tried": dict(self.tried),
+            "helps": self.helps,
+            "hurts": self.hurts,
+            "sentence": self.sentence(),
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Verdict:
+        """Undo `to_dict`."""
+        differences = {name: (pair[0], pair[1]) for name, pair in state["differences"].items()}
+        tried = tuple(state["tried"].items())
+        return cls(state["losses"], differences, state["coverage"], state["cells"], tried)
+
+
+@dataclass
+class Selection:
+    """What molecular cross-validation chose and found."""
+
+    config: Config
+    verdict: Verdict
+    surprise: Surprise
+
+
+@dataclass
+class _Trial:
+    """A split of some cells, and what is needed to fit to it."""
+
+    molecules: Split
+    design: Design
+    seed: int
+    device: str
+    library: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.library = _sums(self.molecules.train)
+
+    def fit(self, config: Config, *, checks: int = 0) -> tuple[CellVAE, int]:
+        """A model of the training molecules, and the step of its weights."""
+        found = fit_model(
+            Counts(self.molecules.train),
+            self.library,
+            self.design,
+            config,
+            seed=self.seed,
+            score=self.score if checks else None,
+            checks=checks,
+            patience=2,
+            device=self.device,
+            progress=None,
+        )
+        assert isinstance(found.model, CellVAE)
+        return found.model, found.best_step
+
+    def score(self, model: CellVAE) -> float:
+        """Corrected loss of the first cells."""
+        return float(self.tally(model, SCORED, draws=2).per_cell().mean())
+
+    def tally(self, model: CellVAE, cells: int | None = None, draws: int = 8) -> Tally:
+        """All scores of some cells."""
+        train, test = self.molecules.train[:cells], self.molecules.test[:cells]
+        tally = Tally(self.molecules.ratio)
+        for part in rates(model, Counts(train), self.design, draws=draws, seed=self.seed):
+            tally.add(part.mean, test[part.start : part.stop])
+        return tally
+
+
+def select(
+    counts: Counts,
+    design: Design,
+    config: Config,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    search: bool = True,
+    say: Say = lambda _: None,
+) -> Selection:
+    """Choose what is None in the configuration, and judge the result.
+
+    Args:
+        counts: (N, G) whole numbers.
+        design: covariates.
+        config: what is given is kept.
+        seed: of sample, split, weights and draws.
+        device: where to train.
+        search: move from the defaults if others do better; False takes the defaults.
+        say: for the log.
+
+    Raises:
+        AleatorError: too few cells, or counts that are not whole.
+    """
+    if len(counts) < FEW:
+        raise AleatorError(
+            f"{len(counts)} cells are too few to learn from and to judge by; {FEW} are needed"
+        )
+    seen, unseen = _sample(len(counts), seed)
+    trial = _Trial(split(counts.take(seen), SHARE, seed), _rows(design, seen), seed, device)
+    steps = config.steps or default_steps(len(seen), config.batch_size)
+    tried: list[tuple[str, float]] = []
+    if search:
+        config = _search(trial, config, steps, tried, say)
+    rest: dict[str, Any] = {k: v for k, v in BASE.items() if getattr(config, k) is None}
+    config = replace(config, **rest)
+    model, best = trial.fit(replace(config, steps=steps), checks=6)
+    whole = default_steps(len(counts), config.batch_size)
+    chosen = config.steps or max(1, round(whole * best / steps))
+    verdict = judge(trial, model, tuple(tried), say)
+    hidden = thin(counts.take(unseen), SHARE, seed)[0][:, trial.molecules.genes]
+    surprise = Surprise.fit(
+        *_elbos(model, trial.molecules.train, trial.design, seed),
+        *_elbos(model, hidden, _rows(design, unseen), seed),
+    )
+    return Selection(replace(config, steps=chosen), verdict, surprise)
+
+
+def judge(
+    trial: _Trial, model: CellVAE, tried: tuple[tuple[str, float], ...], say: Say
+) -> Verdict:
+    """The model beside what could be done without it, on the same held-out molecules."""
+    molecules = trial.molecules
+    ours = trial.tally(model)
+    rank = max(1, min(FACTORS, min(molecules.train.shape) // 5))
+    others: dict[str, Baseline] = {
+        "raw": Raw(),
+        "library mean": LibraryMean(),
+        f"Poisson NMF {rank}": PoissonFactors(rank, 100, seed=trial.seed),
+    }
+    tallies = {
+        name: cross_validate(method.fit(molecules.train).predict, molecules, CELLS)
+        for name, method in others.items()
+    }
+    losses = {"ours": ours, **tallies}
+    return Verdict(
+        {name: float(tally.per_cell().mean()) for name, tally in losses.items()},
+        {name: difference(ours, tally) for name, tally in tallies.items()},
+        coverage(trial, model),
+        molecules.train.shape[0],
+        tried,
+    )
+
+
+def coverage(trial: _Trial, model: CellVAE, level: float = 0.9, cells: int = 1000) -> float:
+    """Share of held-out molecules whose randomised rank is in the central interval.
+
+    Only values where a molecule is expected in at least one of a hundred cells count: what is all
+    but always zero is inside any interval.
+    """
+    train, test = trial.molecules.train[:cells], trial.molecules.test[:cells]
+    stream = np.random.default_rng(trial.seed)
+    inside = total = 0
+    for part in rates(model, Counts(train), trial.design, seed=trial.seed):
+        held = test[part.start : part.stop].toarray()
+        ranks = pit(part, trial.molecules.ratio, held, stream.random(held.shape))
+        counted = part.mean * trial.molecules.ratio > 0.01
+        inside += int((np.abs(ranks - 0.5) <= level / 2)[counted].sum())
+        total += int(counted.sum())
+    return inside / max(1, total)
+
+
+def _search(
+    trial: _Trial, config: Config, steps: int, tried: list[tuple[str, float]], say: Say
+) -> Config:
+    """Move each free option along its ladder while short runs get better."""
+    free = [name for name in LADDERS if getattr(config, name) is None]
+    start: dict[str, Any] = {name: BASE[name] for name in free}
+    current = replace(config, **start, steps=max(80, steps // 6))
+    if not free:
+        return config
+
+    def loss(candidate: Config) -> float:
+        value = trial.score(trial.fit(candidate)[0])
+        told = f"{candidate.likelihood}, latent {candidate.latent}, "
+        told += f"strength {candidate.strength:g}"
+        tried.append((told, value))
+        say(f"tried {told}: {value:.5f}")
+        return value
+
+    least = loss(current)
+    for name in free:
+        ladder = LADDERS[name]
+        for direction in (1, -1):
+            moved = False
+            while True:
+                place = ladder.index(getattr(current, name)) + direction
+                if not 0 <= place < len(ladder):
+                    break
+                moved_to: dict[str, Any] = {name: ladder[place]}
+                candidate = replace(current, **moved_to)
+                value = loss(candidate)
+                if value >= least:
+                    break
+                current, least, moved = candidate, value, True
+            if moved:
+                break
+    return replace(current, steps=config.steps)
+
+
+def _sample(cells: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cells to learn from, and a tenth (at most 1000) that stay unseen; in random order."""
+    stream = np.random.default_rng([seed, cells])
+    order = stream.permutation(cells)[:SAMPLE]
+    hidden = min(1000, max(5, len(order) // 10))
+    return order[hidden:], order[:hidden]
+
+
+def _elbos(
+    model: CellVAE, train: Any, design: Design, seed: int, most: int = 2000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of ln p(x) and libraries of the first cells."""
+    train = train[:most]
+    kept = np.flatnonzero(_sums(train) > 0)
+    train, design = train[kept], _rows(design, kept)
+    found = [part.elbo for part in rates(model, Counts(train), design, draws=2, seed=seed)]
+    return np.concatenate(found), _sums(train)
+
+
+def _rows(design: Design, index: np.ndarray) -> Design:
+    return Design(design.codes[index], design.values[index], design.sizes)
+
+
+def _sums(counts: Any) -> np.ndarray:
+    return np.asarray(counts.sum(1, dtype=np.float64)).ravel()
