@@ -38,6 +38,7 @@ from core.report import Row, Table, report, write_results, write_text
 
 HERE = Path(__file__).parent
 PREDICTORS = ("ncep_pressure_2.5deg.nc", "ncep_surface_T62.nc")
+CHANGES = ("tas", "tas_sd", "pr", "wet", "q99")
 CENTURY = {"1982-2002": "historical", "2080-2100": "rcp85"}
 
 
@@ -211,7 +212,7 @@ def century(model: PrognosisModel, folder: Path, reference: list[str], members: 
             rows.append({"what": f"{what}, {period}", **climate})
         _say(f"CNRM-CM5 {run}")
     for what, (before, after) in found.items():
-        change: Row = {k: _minus(after[k], before[k]) for k in before if k != "far"}
+        change: Row = {k: _minus(after[k], before[k]) for k in before if k in CHANGES}
         rows.append({"what": f"{what}, change", **change})
     columns = {
         "what": "",
