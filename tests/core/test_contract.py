@@ -12,6 +12,7 @@ from core.registry import FAMILIES, build
 
 SMALL: dict[str, dict] = {
     "energy": {"chain_steps": 2, "sampler": {"name": "mala", "steps": 3}},
+    "cnf": {"solver": {"rtol": 1e-2, "atol": 1e-2}},
     "consistency": {"sampler": 1},
 }
 FAST = {"energy": {"chains": 4, "temperatures": 3}, "diffusion": {"trace": "hutchinson"}}
