@@ -13,6 +13,7 @@ Yuille (2011) doi:10.1109/ICCV.2011.6126242.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -228,8 +229,9 @@ class StructuredModel(GenerativeModel):
         with torch.no_grad():
             return Density(self._log_prob(x, context), "exact")
 
+    @abstractmethod
     def _log_prob(self, x: Tensor, context: Context) -> Tensor:
-        raise NotImplementedError
+        """Log-probability (B,) of checked structures."""
 
     @torch.no_grad()
     def sample(
@@ -250,8 +252,9 @@ class StructuredModel(GenerativeModel):
         leading = (*shape, *(() if batch is None else (batch,)))
         return x.reshape(*leading, *self.event_shape)
 
+    @abstractmethod
     def _draw(self, scores: Tensor, generator: Generators | None) -> Tensor:
-        raise NotImplementedError
+        """One structure for each row of scores (B, N, N)."""
 
 
 class SpanningTree(StructuredModel):

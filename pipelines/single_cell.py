@@ -81,7 +81,7 @@ def denoise(
 ) -> None:
     """Write IN with layers `denoised` and its interval, latents, scores and a verdict."""
     from apps.single_cell import run
-    from apps.single_cell.denoise import Output
+    from apps.single_cell.layers import Output
 
     run.denoise(
         run.Input(source, layer, drop_empty, make_unique),
@@ -151,7 +151,7 @@ def score(
 ) -> None:
     """Map cells into a model's latent space and say which are unlike its training cells."""
     from apps.single_cell import run
-    from apps.single_cell.denoise import Output
+    from apps.single_cell.layers import Output
 
     run.denoise(
         run.Input(source, layer, drop_empty, make_unique),

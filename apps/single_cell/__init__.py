@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apps.single_cell.config import Config
-    from apps.single_cell.denoise import Denoiser, Output
+    from apps.single_cell.denoise import Denoiser
+    from apps.single_cell.layers import Output
 
 __all__ = ["Config", "Denoiser", "Output"]
 
@@ -15,7 +16,7 @@ def __getattr__(name: str) -> Any:
     """Public names, imported on first use."""
     import importlib
 
-    homes = {"Denoiser": "denoise", "Output": "denoise", "Config": "config"}
+    homes = {"Denoiser": "denoise", "Output": "layers", "Config": "config"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"apps.single_cell.{homes[name]}"), name)

@@ -24,60 +24,17 @@ from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Covariates, Design
 from apps.single_cell.data import Source, open_cells
 from apps.single_cell.fitting import fit_model
+from apps.single_cell.layers import Output, among_all, layer_values
 from apps.single_cell.model import CellVAE
 from apps.single_cell.ood import WARN_ABOVE, Surprise
 from apps.single_cell.output import Additions, Blocks, annotate, write_cells
-from apps.single_cell.posterior import DRAWS, SHAPES, Rates, quantiles, rates
+from apps.single_cell.posterior import rates
 from apps.single_cell.selection import Say, Verdict, select
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 
 APP = "single_cell"
-LAYERS = ("denoised", "denoised_lower", "denoised_upper")
-LOG_LAYER = "denoised_log"
 LATENT = "X_aleator"
-
-
-@dataclass(frozen=True)
-class Output:
-    """What `denoise` writes.
-
-    Attributes:
-        target_sum: depth of the denoised rates; None keeps each cell's own.
-        level: of the credible interval.
-        log: also the expected log(1 + 10 000 · share), which plots use.
-        draws: of the latents for each cell.
-        dtype: float32 or float16.
-        batch: category of the batch key to decode with instead of each cell's own.
-        seed: of the draws.
-        rates: whether to write layers at all; without them only latents and scores.
-    """
-
-    target_sum: float | None = None
-    level: float = 0.9
-    log: bool = False
-    draws: int = DRAWS
-    dtype: str = "float32"
-    batch: str | None = None
-    seed: int = 0
-    rates: bool = True
-
-    def __post_init__(self) -> None:
-        if self.target_sum is not None and self.target_sum <= 0:
-            raise AleatorError(f"target_sum={self.target_sum}: it must be positive")
-        if not 0 < self.level < 1:
-            raise AleatorError(f"level={self.level}: a share, between 0 and 1, is expected")
-        if self.draws < 1:
-            raise AleatorError(f"draws={self.draws}: at least one is needed")
-        if self.dtype not in ("float32", "float16"):
-            raise AleatorError(f"dtype={self.dtype!r}; known: float32, float16")
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers."""
-        if not self.rates:
-            return ()
-        return (*LAYERS, LOG_LAYER) if self.log else LAYERS
 
 
 @dataclass
@@ -309,8 +266,8 @@ class Denoiser:
                 kept["latent"].append(part.latent)
                 kept["elbo"].append(part.elbo)
                 kept["library"].append(library)
-                arrays = _arrays(part, library, output) if output.rates else []
-                yield part.start, part.stop, [_into(raw, values, own) for values in arrays]
+                arrays = layer_values(part, library, output) if output.rates else []
+                yield part.start, part.stop, [among_all(raw, values, own) for values in arrays]
 
         def finish() -> Additions:
             elbo, library = (np.concatenate(kept[name]) for name in ("elbo", "library"))
@@ -366,42 +323,6 @@ class Denoiser:
                 f"(aleator_ood > {WARN_ABOVE:g}); trust them less"
             )
         return told
-
-
-def expected_log(mean: np.ndarray, shape: np.ndarray, nodes: int = 12) -> np.ndarray:
-    """E log(1 + λ) for gamma laws of the given means and shapes.
-
-    The integral over probabilities p of log(1 + quantile(p)), by Gauss and Legendre.
-
-    Args:
-        mean: any shape.
-        shape: of the gamma laws, likewise.
-        nodes: of the quadrature.
-    """
-    at, weight = np.polynomial.legendre.leggauss(nodes)
-    place, total = np.log(np.clip(shape, *SHAPES)), np.zeros(mean.shape, np.float32)
-    for p, w in zip((at + 1) / 2, weight / 2, strict=True):
-        total += w * np.log1p(mean * np.interp(place, *quantiles(float(p))))
-    return total
-
-
-def _arrays(part: Rates, library: np.ndarray, output: Output) -> list[np.ndarray]:
-    low, high = part.interval(output.level)
-    arrays = [part.mean, low, high]
-    if output.target_sum is not None:
-        arrays = [a * (output.target_sum / library)[:, None] for a in arrays]
-    if output.log:
-        arrays.append(expected_log(part.mean * (1e4 / library)[:, None], part.shape))
-    return arrays
-
-
-def _into(raw: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Values of the model's genes among all genes; others keep their counts."""
-    if raw.shape == values.shape and (own[1:] > own[:-1]).all():
-        return values
-    found = raw.copy()
-    found[:, own] = values
-    return found
 
 
 def _place(known: Counts, whole: Counts) -> np.ndarray:

@@ -14,8 +14,9 @@ import numpy as np
 from apps.single_cell.cells import Cells
 from apps.single_cell.config import Config
 from apps.single_cell.data import open_cells, sample_path
-from apps.single_cell.denoise import Denoiser, Output
+from apps.single_cell.denoise import Denoiser
 from apps.single_cell.filters import Filters
+from apps.single_cell.layers import Output
 from apps.single_cell.output import check_output
 from core.cards import write_card
 from core.errors import AleatorError

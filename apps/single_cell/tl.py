@@ -7,7 +7,8 @@ from typing import Any
 import anndata as ad
 
 from apps.single_cell.config import Config
-from apps.single_cell.denoise import Denoiser, Output
+from apps.single_cell.denoise import Denoiser
+from apps.single_cell.layers import Output
 
 
 def denoise(

@@ -9,6 +9,7 @@ Lopez et al. (2018) doi:10.1038/s41592-018-0229-2.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -29,7 +30,7 @@ from core.distributions import (
 from core.errors import AleatorError
 
 
-class Likelihood(nn.Module):
+class Likelihood(nn.Module, ABC):
     """Base: a map from outputs (N, outputs · E_0, ...) to a law of shape (N, *E).
 
     Attributes:
@@ -49,9 +50,9 @@ class Likelihood(nn.Module):
     def check(self, x: Tensor) -> None:
         """Raise AleatorError where the law gives x no probability."""
 
+    @abstractmethod
     def forward(self, output: Tensor, library: Tensor | None = None) -> Law:
         """The law; `library` (N,) where the means are shares of it."""
-        raise NotImplementedError
 
 
 class GaussianLikelihood(Likelihood):

@@ -125,11 +125,11 @@ def test_mistakes_in_the_file_are_one_line(name, coarse, tmp_path):
     change, word = MISTAKES[name]
     path = broken(tmp_path, coarse, change)
     found = invoke("downscale", path, "-o", tmp_path / "out.nc", "--members", 1)
-    refused(found, word)
+    assert_refused(found, word)
     assert not (tmp_path / "out.nc").exists()
 
 
-def refused(found, word):
+def assert_refused(found, word):
     import re
 
     assert found.exit_code == 2, found.output
@@ -142,40 +142,50 @@ def refused(found, word):
 
 def test_mistakes_on_the_command_line_are_one_line(coarse, tmp_path):
     out = tmp_path / "out.nc"
-    refused(invoke("downscale", tmp_path / "none.nc", "-o", out), "no such file")
+    assert_refused(invoke("downscale", tmp_path / "none.nc", "-o", out), "no such file")
     (tmp_path / "text.nc").write_text("hello")
-    refused(invoke("downscale", tmp_path / "text.nc", "-o", out), "not a NetCDF, Zarr or GRIB")
-    refused(invoke("downscale", coarse, "-o", out, "--members", 0), "members 0")
-    refused(invoke("downscale", coarse, "-o", tmp_path / "out.txt"), r"\.nc or \.zarr")
-    refused(invoke("downscale", coarse, "-o", tmp_path / "none" / "out.nc"), "no such folder")
-    refused(invoke("downscale", coarse, "-o", out, "--model", tmp_path), "not a model folder")
-    refused(invoke("downscale", coarse, "-o", out, "--device", "abacus"), "known: auto")
-    refused(invoke("downscale", coarse, "-o", out, "--time-range", "tomorrow"), "expected A:B")
-    refused(
+    assert_refused(
+        invoke("downscale", tmp_path / "text.nc", "-o", out), "not a NetCDF, Zarr or GRIB"
+    )
+    assert_refused(invoke("downscale", coarse, "-o", out, "--members", 0), "members 0")
+    assert_refused(invoke("downscale", coarse, "-o", tmp_path / "out.txt"), r"\.nc or \.zarr")
+    assert_refused(
+        invoke("downscale", coarse, "-o", tmp_path / "none" / "out.nc"), "no such folder"
+    )
+    assert_refused(
+        invoke("downscale", coarse, "-o", out, "--model", tmp_path), "not a model folder"
+    )
+    assert_refused(invoke("downscale", coarse, "-o", out, "--device", "abacus"), "known: auto")
+    assert_refused(
+        invoke("downscale", coarse, "-o", out, "--time-range", "tomorrow"), "expected A:B"
+    )
+    assert_refused(
         invoke("downscale", coarse, "-o", out, "--time-range", "1999-01:1999-02"), "no time step"
     )
     out.write_text("precious")
-    refused(invoke("downscale", coarse, "-o", out), "exists")
+    assert_refused(invoke("downscale", coarse, "-o", out), "exists")
     assert out.read_text() == "precious"
-    refused(invoke("train", coarse, "-o", tmp_path / "m"), "--variables is missing")
-    refused(
+    assert_refused(invoke("train", coarse, "-o", tmp_path / "m"), "--variables is missing")
+    assert_refused(
         invoke("train", coarse, "-o", tmp_path / "m", "--variables", "tas", "--factor", 4,
                "--set", "fit.speed=3"), r"unknown option fit\.speed",
     )  # fmt: skip
-    refused(invoke("info", tmp_path / "none"), "no such file")
+    assert_refused(invoke("info", tmp_path / "none"), "no such file")
 
 
 def test_truncated_files_and_models_are_refused(coarse, tmp_path):
     cut = tmp_path / "cut.nc"
     cut.write_bytes(coarse.read_bytes()[:3000])
-    refused(invoke("downscale", cut, "-o", tmp_path / "out.nc"), "damaged|cut short")
+    assert_refused(invoke("downscale", cut, "-o", tmp_path / "out.nc"), "damaged|cut short")
     from apps.climate_downscaling.downscale import bundled_model
 
     model = tmp_path / "model"
     shutil.copytree(bundled_model(), model)
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    refused(invoke("downscale", coarse, "-o", tmp_path / "out.nc", "--model", model), "cut short")
+    assert_refused(
+        invoke("downscale", coarse, "-o", tmp_path / "out.nc", "--model", model), "cut short"
+    )
 
 
 def test_unsorted_times_are_sorted_with_a_note(coarse, tmp_path):

@@ -36,7 +36,7 @@ def cells(tmp_path_factory):
     return path
 
 
-def refused(*arguments):
+def assert_refused(*arguments):
     """The one line that a mistake ends with."""
     found = invoke(*arguments)
     assert found.exit_code == 2, found.output
@@ -95,8 +95,8 @@ def test_train_then_denoise_then_info(cells, tmp_path):
     assert (adata.obsm["X_aleator"] == whole.obsm["X_aleator"]).all()
     assert "denoiser of single cells" in invoke("info", tmp_path / "m").stdout
     assert "120 cells x 200 genes" in invoke("info", cells).stdout
-    assert "holds a model" in refused("train", cells, "-o", tmp_path / "m", *QUICK)
-    assert "covariates belong to training" in refused(
+    assert "holds a model" in assert_refused("train", cells, "-o", tmp_path / "m", *QUICK)
+    assert "covariates belong to training" in assert_refused(
         *("denoise", cells, "--model", tmp_path / "m", "-o", tmp_path / "x.h5ad"),
         *("--batch-key", "batch"),
     )
@@ -113,20 +113,22 @@ def test_evaluate_writes_a_report(cells, tmp_path):
 
 def test_mistakes_are_one_line(cells, tmp_path):
     out = tmp_path / "out.h5ad"
-    said = refused("denoise", cells, "-o", out, "--layer", "lognorm")
+    said = assert_refused("denoise", cells, "-o", out, "--layer", "lognorm")
     assert "log1p of" in said
-    assert "no layer counts" in refused("denoise", cells, "-o", out, "--layer", "counts")
-    assert "no column plate" in refused("denoise", cells, "-o", out, "--batch-key", "plate")
-    assert "no such file" in refused("denoise", tmp_path / "none.h5ad", "-o", out)
-    assert "is the input" in refused("denoise", cells, "-o", cells, "--overwrite")
-    assert "name it .h5ad or .zarr" in refused("denoise", cells, "-o", tmp_path / "out.csv")
-    assert "not a model folder" in refused("denoise", cells, "-o", out, "--model", tmp_path)
-    assert "nb, poisson, zinb" in refused("denoise", cells, "-o", out, "--likelihood", "normal")
+    assert "no layer counts" in assert_refused("denoise", cells, "-o", out, "--layer", "counts")
+    assert "no column plate" in assert_refused("denoise", cells, "-o", out, "--batch-key", "plate")
+    assert "no such file" in assert_refused("denoise", tmp_path / "none.h5ad", "-o", out)
+    assert "is the input" in assert_refused("denoise", cells, "-o", cells, "--overwrite")
+    assert "name it .h5ad or .zarr" in assert_refused("denoise", cells, "-o", tmp_path / "out.csv")
+    assert "not a model folder" in assert_refused("denoise", cells, "-o", out, "--model", tmp_path)
+    assert "nb, poisson, zinb" in assert_refused(
+        "denoise", cells, "-o", out, "--likelihood", "normal"
+    )
     out.touch()
-    assert "exists" in refused("denoise", cells, "-o", out)
+    assert "exists" in assert_refused("denoise", cells, "-o", out)
     cut = tmp_path / "cut.h5ad"
     cut.write_bytes(cells.read_bytes()[:5000])
-    assert "damaged or was cut short" in refused("info", cut)
+    assert "damaged or was cut short" in assert_refused("info", cut)
 
 
 def test_model_of_another_application_is_refused(cells, tmp_path):
@@ -134,7 +136,9 @@ def test_model_of_another_application_is_refused(cells, tmp_path):
     meta = json.loads((tmp_path / "m" / "model.json").read_text())
     (tmp_path / "m" / "model.json").write_text(json.dumps({**meta, "app": "climate_downscaling"}))
     out = tmp_path / "out.h5ad"
-    said = refused("denoise", cells, "-o", out, "--model", tmp_path / "m")
+    said = assert_refused("denoise", cells, "-o", out, "--model", tmp_path / "m")
     assert "a model of climate_downscaling" in said
     (tmp_path / "m" / "model.json").write_text(json.dumps({**meta, "format": 99}))
-    assert "newer version" in refused("denoise", cells, "-o", out, "--model", tmp_path / "m")
+    assert "newer version" in assert_refused(
+        "denoise", cells, "-o", out, "--model", tmp_path / "m"
+    )

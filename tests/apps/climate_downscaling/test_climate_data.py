@@ -29,7 +29,7 @@ def dataset(times=None, *, name="tas", units="K", standard_name="air_temperature
     )
 
 
-def refused(source, *words, **options):
+def assert_refused(source, *words, **options):
     with pytest.raises(AleatorError) as caught:
         open_field(source, **options).read(0, 2)
     message = str(caught.value)
@@ -80,7 +80,7 @@ def test_extremes_share_a_standard_name_and_are_told_apart_by_cell_methods():
 
 
 def test_a_level_aloft_is_not_the_near_surface():
-    refused(dataset(name="ta850"), "no variable tas", "ta850", variables=["tas"])
+    assert_refused(dataset(name="ta850"), "no variable tas", "ta850", variables=["tas"])
 
 
 @pytest.mark.parametrize(
@@ -118,22 +118,22 @@ def test_units_convert_to_canonical(name, units, stored, expected):
     ],
 )
 def test_units_that_do_not_convert_are_refused(name, units, words):
-    refused(dataset(name=name, units=units, standard_name=""), *words)
+    assert_refused(dataset(name=name, units=units, standard_name=""), *words)
 
 
 def test_absent_variable_lists_those_present():
     source = dataset().assign(pr=dataset(name="pr", units="mm/day")["pr"])
-    refused(source, "no variable uas", "tas (air_temperature)", "pr", variables=["uas"])
+    assert_refused(source, "no variable uas", "tas (air_temperature)", "pr", variables=["uas"])
 
 
 def test_missing_file_and_not_a_climate_file(tmp_path):
-    refused(tmp_path / "absent.nc", "absent.nc", "no such file")
+    assert_refused(tmp_path / "absent.nc", "absent.nc", "no such file")
     (tmp_path / "notes.txt").write_text("hello " * 100)
-    refused(tmp_path / "notes.txt", "notes.txt", "not a NetCDF, Zarr or GRIB")
+    assert_refused(tmp_path / "notes.txt", "notes.txt", "not a NetCDF, Zarr or GRIB")
     (tmp_path / "empty.nc").touch()
-    refused(tmp_path / "empty.nc", "empty")
+    assert_refused(tmp_path / "empty.nc", "empty")
     (tmp_path / "folder").mkdir()
-    refused(tmp_path / "folder", "not a Zarr store")
+    assert_refused(tmp_path / "folder", "not a Zarr store")
 
 
 @pytest.mark.parametrize("form", ["NETCDF4", "NETCDF3_64BIT"])
@@ -215,7 +215,7 @@ def test_time_ranges(text, count):
     ],
 )
 def test_bad_time_ranges(text, words):
-    refused(dataset(), text, *words, time_range=text)
+    assert_refused(dataset(), text, *words, time_range=text)
 
 
 def test_times_are_sorted_with_a_note_and_never_duplicated():
@@ -226,13 +226,13 @@ def test_times_are_sorted_with_a_note_and_never_duplicated():
     np.testing.assert_array_equal(field.read()[:, 0], source["tas"])
     backwards = open_field(source.isel(time=slice(None, None, -1)))
     np.testing.assert_array_equal(backwards.read()[:, 0], source["tas"])
-    refused(source.isel(time=[0, 1, 1, 2, 2, 3]), "2 duplicated", "2000-01-02")
+    assert_refused(source.isel(time=[0, 1, 1, 2, 2, 3]), "2 duplicated", "2000-01-02")
 
 
 def test_time_must_be_there_and_hold_dates():
-    refused(dataset().isel(time=0), "tas", "no time axis")
+    assert_refused(dataset().isel(time=0), "tas", "no time axis")
     numbers = dataset().assign_coords(time=np.arange(10))
-    refused(numbers, "time holds no dates", "days since")
+    assert_refused(numbers, "time holds no dates", "days since")
 
 
 def test_missing_values_are_counted_and_dated():
@@ -251,7 +251,7 @@ def test_missing_values_are_counted_and_dated():
 def test_irregular_latitudes_are_refused():
     lat = ("lat", [50.0, 49.0, 47.0, 40.0], {"units": "degrees_north"})
     source = dataset().assign_coords(lat=lat)
-    refused(source, "lat is irregular", "-7", "remap")
+    assert_refused(source, "lat is irregular", "-7", "remap")
 
 
 def test_a_map_cut_at_greenwich_is_joined():
@@ -265,11 +265,11 @@ def test_a_map_cut_at_greenwich_is_joined():
 
 def test_other_dimensions_are_named():
     source = dataset().expand_dims(number=3).assign_coords(number=[0, 1, 2])
-    refused(source, "3 members along number", "isel")
+    assert_refused(source, "3 members along number", "isel")
     field = open_field(source, ensemble=True)
     assert field.members == 3
     assert field.read(0, 2).shape == (3, 2, 1, 4, 6)
-    refused(dataset().expand_dims(plev=2), "2 values along plev")
+    assert_refused(dataset().expand_dims(plev=2), "2 values along plev")
     one = open_field(dataset().expand_dims(height=[2.0]))
     assert one.extras["height"] == 2.0
 
@@ -282,7 +282,7 @@ def test_several_files_of_times_and_of_variables(tmp_path):
     field = open_field(str(tmp_path / "*.nc"), ["pr", "tas"])
     np.testing.assert_array_equal(field.read()[:, 1], source["tas"])
     np.testing.assert_array_equal(field.read()[:, 0], source["pr"])
-    refused(str(tmp_path / "*.grib"), "no such file")
+    assert_refused(str(tmp_path / "*.grib"), "no such file")
 
 
 @pytest.mark.parametrize("version", [2, 3])

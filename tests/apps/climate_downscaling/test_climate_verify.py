@@ -218,7 +218,7 @@ def test_few_times_have_scores_but_no_interval(tmp_path):
     assert record["scores"]["crps"] > 0
 
 
-def refused(tmp_path, *words, truth, prediction=None):
+def assert_refused(tmp_path, *words, truth, prediction=None):
     values = fields()
     if prediction is None and not (prediction := tmp_path / "p.nc").exists():
         write(prediction, values[1:])
@@ -235,9 +235,9 @@ def refused(tmp_path, *words, truth, prediction=None):
 def test_calendars_must_agree(tmp_path):
     values = fields()
     odd = write(tmp_path / "c.nc", values[0], times=dates(calendar="360_day"))
-    refused(tmp_path, "calendars differ", "360_day", "standard", truth=odd)
+    assert_refused(tmp_path, "calendars differ", "360_day", "standard", truth=odd)
     other = write(tmp_path / "d.nc", values[1:], times=dates(calendar="noleap"))
-    refused(tmp_path, "noleap", "360_day", prediction=other, truth=odd)
+    assert_refused(tmp_path, "noleap", "360_day", prediction=other, truth=odd)
     even = write(tmp_path / "e.nc", values[1:], times=dates(calendar="360_day"))
     verify.verify(even, odd, tmp_path / "out")
     assert found(tmp_path / "out")["times"]["count"] == STEPS
@@ -252,21 +252,21 @@ def test_calendars_of_the_same_days_agree(tmp_path):
 
 def test_some_times_must_be_common(tmp_path):
     later = write(tmp_path / "l.nc", fields()[0], times=dates(start="2003-01-01"))
-    refused(tmp_path, "no common times", "2001-01-01", "2003-01-01", truth=later)
+    assert_refused(tmp_path, "no common times", "2001-01-01", "2003-01-01", truth=later)
     noon = write(tmp_path / "n.nc", fields()[0], times=dates(start="2001-01-01T12:00:00"))
-    refused(tmp_path, "no common times", "12:00", "hour of the day", truth=noon)
+    assert_refused(tmp_path, "no common times", "12:00", "hour of the day", truth=noon)
 
 
 def test_grids_and_variables_must_agree(tmp_path):
     values = fields()
     blocks = values[0].reshape(STEPS, NY // 2, 2, -1, 2).mean((2, 4))
     coarse = write(tmp_path / "c.nc", blocks, step=1.0)
-    refused(tmp_path, "different grids", "12 x 16", "6 x 8", truth=coarse)
+    assert_refused(tmp_path, "different grids", "12 x 16", "6 x 8", truth=coarse)
     wet = write(tmp_path / "w.nc", {"pr": values[0]})
-    refused(tmp_path, "no variable tas", "pr", truth=wet)
-    refused(tmp_path, "no such file", truth=tmp_path / "nothing.nc")
+    assert_refused(tmp_path, "no variable tas", "pr", truth=wet)
+    assert_refused(tmp_path, "no such file", truth=tmp_path / "nothing.nc")
     empty = write(tmp_path / "e.nc", np.full_like(values[0], np.nan))
-    refused(tmp_path, "tas", "missing", truth=empty)
+    assert_refused(tmp_path, "tas", "missing", truth=empty)
 
 
 def test_an_existing_output_is_kept_unless_told(pair, tmp_path):

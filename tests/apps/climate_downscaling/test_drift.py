@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from apps.climate_downscaling.drift import Drift, recent
+from apps.climate_downscaling.drift import FEWEST, Drift, _honest, recent
 
 WINTERS, DAYS = 16, 90
 
@@ -33,19 +33,28 @@ def test_a_drift_is_followed_and_noise_is_not():
 
 
 def test_honest_offsets_do_not_see_their_own_year():
-    error = noise()
-    other = error.clone()
-    other[5 * DAYS : 6 * DAYS] += 100.0
-    rows = slice(5 * DAYS, 6 * DAYS)
-    for memory in (0.5, 0.9):
-        b = [e.reshape(WINTERS, DAYS, 2, 3, 4).mean(1)[:, 0] for e in (error, other)]
-        for k, first in ((5, True), (2, False)):
-            one, two = (
-                recent(x[:k], memory) if first else recent(x[k + 1 :].flip(0), memory) for x in b
-            )
-            assert torch.equal(one, two) == first
-    drift = Drift.fit(error, seconds())
-    assert drift.honest[rows].std(0).max() == 0  # one offset a year
+    b = noise().reshape(WINTERS, DAYS, 2, 3, 4).mean(1)[:, 0]
+    for k in range(WINTERS):
+        own, next_year = b.clone(), b.clone()
+        own[k] += 100.0
+        torch.testing.assert_close(_honest(own, k, 0.5), _honest(b, k, 0.5))
+        if k + 1 < WINTERS:
+            next_year[k + 1] += 100.0
+            seen = not torch.equal(_honest(next_year, k, 0.5), _honest(b, k, 0.5))
+            assert seen == (k < FEWEST)  # only the first years look ahead
+    year = torch.arange(WINTERS).repeat_interleave(DAYS)[:, None, None, None]
+    drift = Drift.fit(noise() + 0.2 * year, seconds())
+    assert drift.memory[0] < 1
+    offsets = drift.honest.reshape(WINTERS, DAYS, 2, 3, 4)
+    assert offsets.std(1).max() < 1e-6  # one offset a year
+    torch.testing.assert_close(
+        offsets[7, 0, 0],
+        _honest(
+            (noise() + 0.2 * year).reshape(WINTERS, DAYS, 2, 3, 4).mean(1)[:, 0],
+            7,
+            drift.memory[0],
+        ),
+    )
 
 
 def test_weights_fall_by_the_memory():

@@ -16,7 +16,7 @@ from apps.single_cell.data import open_cells, read_anndata
 from core.errors import AleatorError
 
 
-def refused(source, *words, **options):
+def assert_refused(source, *words, **options):
     with pytest.raises(AleatorError) as caught:
         open_cells(source, **options)
     message = str(caught.value)
@@ -107,7 +107,7 @@ def test_a_10x_folder(tmp_path, small_cells, version):
         assert "numbered apart: TWICE" in cells.notes[0]
         assert list(cells.var["gene_ids"]) == list(adata.var["gene_ids"])
     (tmp_path / f"S1_barcodes.tsv{end}").unlink()
-    refused(tmp_path, "S1_barcodes.tsv(.gz) is not beside it")
+    assert_refused(tmp_path, "S1_barcodes.tsv(.gz) is not beside it")
 
 
 def test_a_10x_h5(tmp_path, small_cells):
@@ -147,7 +147,7 @@ def test_loom(tmp_path, small_cells):
     with h5py.File(path, "r+") as file:
         del file["col_attrs/age"]
         file["col_attrs/age"] = np.arange(3)
-    refused(path, "attribute age has 3 values, not 60")
+    assert_refused(path, "attribute age has 3 values, not 60")
 
 
 def with_value(adata, value, dtype=np.float64, row=7, column=5):
@@ -168,7 +168,7 @@ def with_value(adata, value, dtype=np.float64, row=7, column=5):
     ],
 )
 def test_one_bad_value_is_found_and_named(small_cells, value, words):
-    refused(with_value(small_cells(), value), *words)
+    assert_refused(with_value(small_cells(), value), *words)
 
 
 def test_allowed_fractions_and_the_largest_exact_count(small_cells):
@@ -176,7 +176,7 @@ def test_allowed_fractions_and_the_largest_exact_count(small_cells):
         open_cells(with_value(small_cells(), 1.5), allow_noninteger=True).summary.fractional == 1
     )
     assert open_cells(with_value(small_cells(), 2**24)).summary.largest == 2**24
-    refused(with_value(small_cells(), 2**31, np.int64), "2147483648 for gene GENE5")
+    assert_refused(with_value(small_cells(), 2**31, np.int64), "2147483648 for gene GENE5")
 
 
 def scaled(x, total):
@@ -208,25 +208,27 @@ def test_what_is_not_counts_is_recognised(small_cells, change, looks):
     changed = sp.csr_matrix(change(counts))
     adata = ad.AnnData(changed)
     adata.layers["umi"] = counts[:, : changed.shape[1]]
-    refused(adata, "looks like", looks, "others here: umi", " in cell 0")
+    assert_refused(adata, "looks like", looks, "others here: umi", " in cell 0")
 
 
 def test_other_types_of_values(small_cells):
     adata = small_cells()
     adata.X = adata.X.astype(bool)
-    refused(adata, "true and false, not counts")
+    assert_refused(adata, "true and false, not counts")
     adata.X = adata.X.astype(np.complex128)
-    refused(adata, "complex numbers, not counts")
+    assert_refused(adata, "complex numbers, not counts")
 
 
 def test_missing_slots_are_named_with_what_is_there(small_cells, cell_files):
-    refused(cell_files / "small.h5ad", "no layer umi", "X, counts, lognorm, raw", layer="umi")
+    assert_refused(
+        cell_files / "small.h5ad", "no layer umi", "X, counts, lognorm, raw", layer="umi"
+    )
     adata = small_cells()
     adata.X = None
-    refused(adata, "X is empty", "counts, lognorm, raw")
+    assert_refused(adata, "X is empty", "counts, lognorm, raw")
     assert open_cells(adata, "counts").slot == "layers/counts"
     del adata.raw
-    refused(adata, "no layer raw", layer="raw")
+    assert_refused(adata, "no layer raw", layer="raw")
 
 
 def test_empty_cells_are_named_and_dropped_only_when_asked(small_cells):
@@ -234,7 +236,7 @@ def test_empty_cells_are_named_and_dropped_only_when_asked(small_cells):
     x = adata.X.toarray()
     x[[3, 9]] = 0
     adata.X = sp.csr_matrix(x)
-    refused(adata, "2 cells without any molecule: cell3, cell9", "drop_empty")
+    assert_refused(adata, "2 cells without any molecule: cell3, cell9", "drop_empty")
     cells = open_cells(adata, drop_empty=True)
     assert len(cells) == 58
     assert "2 empty cells left out: cell3, cell9" in cells.notes
@@ -254,39 +256,39 @@ def test_genes_without_molecules_are_allowed_and_reported(small_cells):
 def test_duplicated_names(small_cells):
     adata = small_cells()
     adata.var_names = ["A", "A", "B", "B", "B", *adata.var_names[5:]]
-    refused(adata, "2 gene names", "A (2 times), B (3 times)", "make_unique")
+    assert_refused(adata, "2 gene names", "A (2 times), B (3 times)", "make_unique")
     assert open_cells(adata, make_unique=True).genes[:5] == ("A", "A-1", "B", "B-1", "B-2")
     adata = small_cells()
     adata.obs_names = ["c", "c", *adata.obs_names[2:]]
-    refused(adata, "1 cell names", "c (2 times)")
+    assert_refused(adata, "1 cell names", "c (2 times)")
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_too_few_cells(small_cells, n):
-    refused(small_cells()[:n].copy(), f"has {n} cell(s)", "at least two")
+    assert_refused(small_cells()[:n].copy(), f"has {n} cell(s)", "at least two")
 
 
 def test_what_is_not_an_anndata(tmp_path, cell_files):
-    refused(tmp_path / "none.h5ad", "no such file")
+    assert_refused(tmp_path / "none.h5ad", "no such file")
     (tmp_path / "empty.h5ad").touch()
-    refused(tmp_path / "empty.h5ad", "the file is empty")
+    assert_refused(tmp_path / "empty.h5ad", "the file is empty")
     (tmp_path / "a.csv").write_text("gene,cell\n1,2\n")
-    refused(tmp_path / "a.csv", "text, not an AnnData")
+    assert_refused(tmp_path / "a.csv", "text, not an AnnData")
     (tmp_path / "a.rds").write_bytes(gzip.compress(b"RDX3\n"))
-    refused(tmp_path / "a.rds", "gunzip")
+    assert_refused(tmp_path / "a.rds", "gunzip")
     (tmp_path / "a.bin").write_bytes(bytes(range(128, 256)))
-    refused(tmp_path / "a.bin", "not an AnnData")
+    assert_refused(tmp_path / "a.bin", "not an AnnData")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["weights"] = np.zeros(3)
-    refused(tmp_path / "a.h5", "no tables obs and var", "weights")
+    assert_refused(tmp_path / "a.h5", "no tables obs and var", "weights")
     with h5py.File(tmp_path / "a.h5mu", "w") as file:
         file["mod/rna"] = np.zeros(3)
-    refused(tmp_path / "a.h5mu", "MuData")
+    assert_refused(tmp_path / "a.h5mu", "MuData")
     (tmp_path / "folder").mkdir()
-    refused(tmp_path / "folder", "neither an AnnData-Zarr store nor a 10x folder")
+    assert_refused(tmp_path / "folder", "neither an AnnData-Zarr store nor a 10x folder")
     whole = (cell_files / "small.h5ad").read_bytes()
     (tmp_path / "cut.h5ad").write_bytes(whole[: len(whole) // 2])
-    refused(tmp_path / "cut.h5ad", "damaged or was cut short")
+    assert_refused(tmp_path / "cut.h5ad", "damaged or was cut short")
 
 
 def test_a_matrix_that_does_not_fit_its_tables(tmp_path, cell_files):
@@ -294,7 +296,7 @@ def test_a_matrix_that_does_not_fit_its_tables(tmp_path, cell_files):
     path.write_bytes((cell_files / "small.h5ad").read_bytes())
     with h5py.File(path, "r+") as file:
         file["X"].attrs["shape"] = np.array([60, 41])
-    refused(path, "60 x 41", "60 cells and 40 genes")
+    assert_refused(path, "60 x 41", "60 cells and 40 genes")
 
 
 def test_genes_are_aligned_by_name(cell_files):

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 from apps.single_cell import Config, Denoiser, Output
 from apps.single_cell.data import open_cells
-from apps.single_cell.denoise import expected_log
+from apps.single_cell.layers import expected_log
 from core.errors import AleatorError, CheckpointError
 
 QUICK = Config(latent=4, width=32, likelihood="nb", strength=10.0, steps=200)

@@ -1,0 +1,92 @@
+"""The layers that `denoise` writes: which, and from rates to their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from apps.single_cell.posterior import DRAWS, SHAPES, Rates, quantiles
+from core.errors import AleatorError
+
+LAYERS = ("denoised", "denoised_lower", "denoised_upper")
+LOG_LAYER = "denoised_log"
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `denoise` writes.
+
+    Attributes:
+        target_sum: depth of the denoised rates; None keeps each cell's own.
+        level: of the credible interval.
+        log: also the expected log(1 + 10 000 · share), which plots use.
+        draws: of the latents for each cell.
+        dtype: float32 or float16.
+        batch: category of the batch key to decode with instead of each cell's own.
+        seed: of the draws.
+        rates: whether to write layers at all; without them only latents and scores.
+    """
+
+    target_sum: float | None = None
+    level: float = 0.9
+    log: bool = False
+    draws: int = DRAWS
+    dtype: str = "float32"
+    batch: str | None = None
+    seed: int = 0
+    rates: bool = True
+
+    def __post_init__(self) -> None:
+        if self.target_sum is not None and self.target_sum <= 0:
+            raise AleatorError(f"target_sum={self.target_sum}: it must be positive")
+        if not 0 < self.level < 1:
+            raise AleatorError(f"level={self.level}: a share, between 0 and 1, is expected")
+        if self.draws < 1:
+            raise AleatorError(f"draws={self.draws}: at least one is needed")
+        if self.dtype not in ("float32", "float16"):
+            raise AleatorError(f"dtype={self.dtype!r}; known: float32, float16")
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        if not self.rates:
+            return ()
+        return (*LAYERS, LOG_LAYER) if self.log else LAYERS
+
+
+def expected_log(mean: np.ndarray, shape: np.ndarray, nodes: int = 12) -> np.ndarray:
+    """E log(1 + λ) for gamma laws of the given means and shapes.
+
+    The integral over probabilities p of log(1 + quantile(p)), by Gauss and Legendre.
+
+    Args:
+        mean: any shape.
+        shape: of the gamma laws, likewise.
+        nodes: of the quadrature.
+    """
+    at, weight = np.polynomial.legendre.leggauss(nodes)
+    place, total = np.log(np.clip(shape, *SHAPES)), np.zeros(mean.shape, np.float32)
+    for p, w in zip((at + 1) / 2, weight / 2, strict=True):
+        total += w * np.log1p(mean * np.interp(place, *quantiles(float(p))))
+    return total
+
+
+def layer_values(part: Rates, library: np.ndarray, output: Output) -> list[np.ndarray]:
+    """Values (B, G) of each layer, for cells of library sizes (B,)."""
+    low, high = part.interval(output.level)
+    arrays = [part.mean, low, high]
+    if output.target_sum is not None:
+        arrays = [a * (output.target_sum / library)[:, None] for a in arrays]
+    if output.log:
+        arrays.append(expected_log(part.mean * (1e4 / library)[:, None], part.shape))
+    return arrays
+
+
+def among_all(raw: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Values of the model's genes among all genes; others keep their counts."""
+    if raw.shape == values.shape and (own[1:] > own[:-1]).all():
+        return values
+    found = raw.copy()
+    found[:, own] = values
+    return found
