@@ -22,8 +22,8 @@ BACK, AHEAD = 4, 3
 """Layers before, and layer energies after, that a split is told of."""
 LONGITUDINAL = 5
 """Features of a layer's place in its shower."""
-MEMORY = (0.8, 0.95)
-"""Decay a layer of the running sums over all layers before."""
+DECAY = 0.9
+"""Decay a layer of the running sum over all layers before."""
 
 
 class Pattern(nn.Module):
@@ -65,8 +65,8 @@ class Pattern(nn.Module):
         depth = self.layers + BACK + AHEAD
         a, b, parent = split.a, split.b, split.parent
 
-        def memory(which: int, node: int) -> int:
-            return (1 + which) * depth * width - width + node
+        def memory(node: int) -> int:
+            return (depth - 1) * width + node
 
         found = [parent, tree.beside(parent, -1), tree.beside(parent, 1)]
         found += [tree.across(parent, -1), tree.across(parent, 1), tree.root]
@@ -74,13 +74,14 @@ class Pattern(nn.Module):
         found += [-width + tree.root]
         for back in range(1, BACK + 1):
             found += [node - back * width for node in (a, b)]
-        for which in range(len(MEMORY)):
-            found += [memory(which, node) for node in (a, b)]
+        found += [memory(node) for node in (a, b)]
+        # single rings come of splits of any level, maybe of a later one: not to be looked at
+        angular = split.ring >= 0
         around = [tree.beside(a, -1), tree.beside(b, 1)]
         for step in (-1, 1):
-            around += [tree.across(node, step) for node in (a, b)]
+            around += [tree.across(node, step) if angular else 0 for node in (a, b)]
         found += [node - width for node in around]
-        return found + [memory(0, node) for node in around[2:]]
+        return found + [memory(node) for node in around[2:]]
 
     def log_prob(
         self, nodes: Tensor, condition: Tensor, thin: Callable[[Tensor], Tensor] | None = None
@@ -123,7 +124,7 @@ class Pattern(nn.Module):
     def _rows(
         self, memory: _Memory, shower: Tensor, layer: Tensor, split: Tensor, facts: Tensor
     ) -> Tensor:
-        seen = memory.at(shower, layer, self.look[split])
+        seen = compress(memory.at(shower, layer, self.look[split]))
         parent, root = seen[:, :1], seen[:, 5:6]
         return torch.cat([seen, parent - root, parent.square() / 10, facts[shower, layer]], 1)
 
@@ -204,59 +205,45 @@ class _Law(nn.Module):
 
 
 class _Memory:
-    """Compressed energies of every node of every layer, and running sums over the layers before.
+    """Energies of every node of every layer, and their running sum over the layers before.
 
     One flat row a shower, so that all that a split looks at is one `gather`: energies first, then
-    a block for each decay, each of BACK + L + AHEAD layers of N nodes.
+    sums, each of BACK + L + AHEAD layers of N nodes.
     """
 
-    def __init__(self, energy: Tensor) -> None:
-        self.energy = energy
-        batch, self.depth, self.width = energy.shape
-        self.seen = torch.zeros(batch, 1 + len(MEMORY), self.depth, self.width)
-        self.sums = [torch.zeros_like(energy) for _ in MEMORY]
+    def __init__(self, batch: int, layers: int, width: int) -> None:
+        self.width = width
+        self.all = torch.zeros(batch, 2, BACK + layers + AHEAD, width)
+        self.energy, self.sums = self.all.unbind(1)
 
     @classmethod
     def full(cls, nodes: Tensor) -> _Memory:
         """Of whole showers (B, L, N)."""
         batch, layers, width = nodes.shape
-        energy = torch.zeros(batch, BACK + layers + AHEAD, width)
-        energy[:, BACK : BACK + layers] = nodes
-        memory = cls(energy)
-        memory.seen[:, 0] = compress(energy)
-        for which, decay in enumerate(MEMORY):
-            total = memory.sums[which]
-            for layer in range(BACK, BACK + layers):
-                torch.add(energy[:, layer], total[:, layer - 1], alpha=decay, out=total[:, layer])
-            memory.seen[:, 1 + which] = compress(total)
+        memory = cls(batch, layers, width)
+        memory.energy[:, BACK : BACK + layers] = nodes
+        for layer in range(BACK, BACK + layers):
+            memory.sums[:, layer] = memory.energy[:, layer] + DECAY * memory.sums[:, layer - 1]
         return memory
 
     @classmethod
     def empty(cls, energies: Tensor, tree: Tree) -> _Memory:
         """Only the energies (B, L) of whole layers are known."""
-        batch, layers = energies.shape
-        energy = torch.zeros(batch, BACK + layers + AHEAD, tree.nodes)
-        energy[:, BACK : BACK + layers, tree.root] = energies
-        memory = cls(energy)
-        memory.seen[:, 0, :, tree.root] = compress(energy[:, :, tree.root])
+        memory = cls(*energies.shape, tree.nodes)
+        memory.energy[:, BACK : BACK + energies.shape[1], tree.root] = energies
         return memory
 
     def at(self, shower: Tensor, layer: Tensor, offsets: Tensor) -> Tensor:
-        """(M, F) what rows look at."""
-        flat = self.seen.view(-1)
-        start = shower * (flat.numel() // len(self.energy)) + (layer + BACK) * self.width
-        return flat[start[:, None] + offsets]
+        """(M, F) what rows look at, MeV."""
+        start = shower * self.all[0].numel() + (layer + BACK) * self.width
+        return self.all.view(-1)[start[:, None] + offsets]
 
     def put(self, shower: Tensor, layer: Tensor, node: Tensor, energy: Tensor) -> None:
         """Note energies (M,) of nodes."""
         self.energy[shower, layer + BACK, node] = energy
-        self.seen[shower, 0, layer + BACK, node] = compress(energy)
 
     def carry(self, layers: Tensor, nodes: Tensor) -> None:
         """Update the running sums of nodes (M, 2) that are settled now."""
         depth, flat = (layers + BACK).repeat_interleave(2), nodes.flatten()
         now = self.energy[:, depth, flat]
-        for which, decay in enumerate(MEMORY):
-            total = now + decay * self.sums[which][:, depth - 1, flat]
-            self.sums[which][:, depth, flat] = total
-            self.seen[:, 1 + which, depth, flat] = compress(total)
+        self.sums[:, depth, flat] = now.add_(self.sums[:, depth - 1, flat], alpha=DECAY)
