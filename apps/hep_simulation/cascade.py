@@ -22,8 +22,8 @@ from core.errors import AleatorError
 from core.model import Context, Density, GenerativeModel, Loss
 from core.random import Generators, rand
 
-RADIAL, ANGULAR = 16_000, 20_000
-"""Splits of either kind that a training step takes, about: a random part of the batch's."""
+RADIAL, ANGULAR = 125, 160
+"""Splits of either kind a shower that a training step takes, about: a random part of them."""
 
 
 class SplittingCascade(GenerativeModel):
@@ -61,12 +61,6 @@ class SplittingCascade(GenerativeModel):
         self.profile = Profile(layers, 1 + classes, threshold, profile)
         self.pattern = Pattern(self.tree, layers, 1 + classes, threshold, radial, angular)
 
-    def condition(self, context: Context) -> Tensor:
-        """(B, 1 + classes): ln E_inc and the particle."""
-        if not isinstance(context, Mapping) or not {"vector", "label"} <= set(context):
-            raise AleatorError("the cascade needs a context with vector (ln E_inc) and label")
-        return torch.cat([context["vector"], F.one_hot(context["label"], self.classes)], 1)
-
     def nodes(self, x: Tensor) -> Tensor:
         """Energies of all nodes, (B, L, N), of showers (B, L, A, R)."""
         return self.tree.energies(F.pad(x, (0, 0, 0, self.tree.padded - x.shape[2])))
@@ -75,9 +69,9 @@ class SplittingCascade(GenerativeModel):
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
     ) -> Loss:
         """Negative log-likelihood a shower, in hundreds of nats; of a random part of the splits."""
-        nodes, condition = self.nodes(x), self.condition(context)
+        nodes, condition = self.nodes(x), standard_condition(context, self.classes)
         profile = -self.profile.log_prob(nodes[..., self.tree.root], condition)
-        found, shower = self.pattern.log_prob(nodes, condition, lambda a: thinned(a, generator))
+        found, shower = self.pattern.log_prob(nodes, condition, lambda a: thinned(a, len(x), generator))
         pattern = torch.zeros(len(x)).index_add(0, shower, -found)
         terms = {"profile": profile.detach(), "pattern": pattern.detach()}
         return Loss((profile + pattern) / 100, terms)
@@ -91,7 +85,7 @@ class SplittingCascade(GenerativeModel):
         It is that of the orientation given: a model with `rotates` gives the same, on average,
         to all.
         """
-        nodes, condition = self.nodes(x), self.condition(context)
+        nodes, condition = self.nodes(x), standard_condition(context, self.classes)
         value = self.profile.log_prob(nodes[..., self.tree.root], condition)
         found, shower = self.pattern.log_prob(nodes, condition)
         return Density(value.index_add(0, shower, found), "exact")
@@ -109,7 +103,7 @@ class SplittingCascade(GenerativeModel):
         """Draw showers (B, L, A, R), MeV; `shape` must be ()."""
         if sampler is not None or guidance is not None or tuple(shape):
             raise AleatorError("the cascade takes no shape, no sampler and no guidance")
-        condition = self.condition(context)
+        condition = standard_condition(context, self.classes)
         layers, (sectors, _) = self.event_shape[0], self.event_shape[1:]
         splits, batch = len(self.tree.splits), len(condition)
         sizes = [2, 2 * (layers + 1), 2 * layers * splits]
@@ -123,7 +117,7 @@ class SplittingCascade(GenerativeModel):
     def standardise(self, x: Tensor, context: Context) -> None:
         """Fit the scales of the networks' inputs to some training showers."""
         with torch.no_grad():
-            nodes, condition = self.nodes(x), self.condition(context)
+            nodes, condition = self.nodes(x), standard_condition(context, self.classes)
             self.pattern.standardise(nodes, condition)
             self.profile.standardise(nodes[..., self.tree.root], condition)
 
@@ -133,12 +127,23 @@ class SplittingCascade(GenerativeModel):
         return self.profile, self.pattern
 
 
-def thinned(angular: Tensor, generator: Generators | None) -> Tensor:
-    """Weights of splits (M,): a random part of each kind, so that the sum stays unbiased."""
+def standard_condition(context: Context, classes: int) -> Tensor:
+    """(B, 1 + classes): ln E_inc / MeV and the particle, one-hot.
+
+    Raises:
+        AleatorError: a context without `vector` (B, 1) and `label` (B,).
+    """
+    if not isinstance(context, Mapping) or not {"vector", "label"} <= set(context):
+        raise AleatorError("showers need a context with vector (ln E_inc) and label (particle)")
+    return torch.cat([context["vector"], F.one_hot(context["label"], classes)], 1)
+
+
+def thinned(angular: Tensor, batch: int, generator: Generators | None) -> Tensor:
+    """Weights of the splits (M,) of a batch: a random part of each kind, so that the sum stays unbiased."""
     share = torch.where(
         angular,
-        min(1.0, ANGULAR / max(int(angular.sum()), 1)),
-        min(1.0, RADIAL / max(int((~angular).sum()), 1)),
+        min(1.0, batch * ANGULAR / max(int(angular.sum()), 1)),
+        min(1.0, batch * RADIAL / max(int((~angular).sum()), 1)),
     )
     return (rand(share.shape, generator) < share) / share
 

@@ -17,6 +17,9 @@ from apps.hep_simulation.features import Features
 THRESHOLD = 0.01515
 """MeV, of CaloChallenge's data sets 2 and 3: where its logarithmic bins begin."""
 
+BUSY = 0.2
+"""Share of showers that must reach a layer for its correlations to be compared."""
+
 
 def separation(x: np.ndarray, y: np.ndarray, edges: np.ndarray) -> float:
     """Separation power of two samples, histogrammed as densities over the bins `edges`."""
@@ -143,9 +146,9 @@ def _moments(part: Features, low: float, high: float) -> tuple[float, float, flo
 
 
 def correlation_error(generated: Features, reference: Features) -> float:
-    """Greatest difference of correlation coefficients between layer energies."""
+    """Greatest difference of correlation coefficients between energies of layers in use."""
     worst, parts = 0.0, []
-    busy = (reference.layers.std(0) > 0) & (generated.layers.std(0) > 0)
+    busy = np.all([(part.layers > 0).mean(0) > BUSY for part in (generated, reference)], 0)
     for part in (generated, reference):
         parts.append(np.corrcoef(part.layers[:, busy].T))
     if busy.sum() > 1:
