@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+BLOCK = 32
+"""Rows are padded to a multiple of this when sampling."""
+
 
 class Perceptron(nn.Module):
     """Two hidden layers; what embeds the kind of a row is added to the first one."""
@@ -32,9 +35,16 @@ class Perceptron(nn.Module):
 
     def forward(self, rows: Tensor, embedding: Tensor | None = None) -> Tensor:
         """(M, inputs), and (M, hidden) -> (M, outputs)."""
+        count = len(rows)
+        if not torch.is_grad_enabled() and count % BLOCK:
+            # matrix products round differently for other numbers of rows: always whole blocks,
+            # so that what comes of a row does not depend on its company
+            rows = F.pad(rows, (0, 0, 0, -count % BLOCK))
+            if embedding is not None:
+                embedding = F.pad(embedding, (0, 0, 0, -count % BLOCK))
         h = self.first((rows - self.mean) / self.scale)
         h = F.silu(h if embedding is None else h + embedding)
-        return self.last(F.silu(self.second(h)) + h)
+        return self.last(F.silu(self.second(h)) + h)[:count]
 
 
 def normal_mixture(x: Tensor, logits: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

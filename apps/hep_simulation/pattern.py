@@ -130,11 +130,12 @@ class Pattern(nn.Module):
 
     def _facts(self, nodes: Tensor, condition: Tensor) -> Tensor:
         """What a whole layer is told, (B, L, D + LONGITUDINAL), of nodes with their roots."""
+        # running sums add up in one order, whatever the batch; sums do not
         energies = nodes[..., self.tree.root]
-        total = energies.sum(1, keepdim=True).clamp(min=1e-6)
         done = energies.cumsum(1)
+        total = done[:, -1:].clamp(min=1e-6)
         depth = torch.arange(self.layers) / 20
-        middle = (energies * depth).sum(1, keepdim=True) / total
+        middle = (energies * depth).cumsum(1)[:, -1:] / total
         facts = [
             (done - energies) / total,
             compress(total - done),

@@ -79,7 +79,7 @@ class Profile(nn.Module):
             a, b = splits.draw(parameters, left[there], uniform[there, layer + 1], self.threshold)
             energies[there, layer] = a
             left[there] = b
-            state.add(energies[:, layer], layer)
+            state.add(energies[:, layer].clone(), layer)
         return energies
 
     def standardise(self, energies: Tensor, condition: Tensor) -> None:
@@ -96,7 +96,7 @@ class Profile(nn.Module):
         state, found = _State(total), []
         for layer in range(self.layers):
             found.append(state.features(left[:, layer]))
-            state.add(energies[:, layer], layer)
+            state.add(energies[:, layer].clone(), layer)
         return torch.stack(found, 1)
 
     def _total_log_prob(self, total: Tensor, condition: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Profile(nn.Module):
 
     def _draw_total(self, condition: Tensor, uniform: Tensor) -> Tensor:
         parameters = self.total(condition)
-        none = torch.sigmoid(parameters[:, 0] - 5)
+        none = 1 / (1 + (5 - parameters[:, 0]).exp())
         logits, mean, log_scale = self._response(parameters[:, 1:], condition)
         # one uniform decides whether there is energy and, rescaled, which component it is of
         within = ((uniform[:, 0] - none) / (1 - none)).clamp(0, 1)

@@ -89,7 +89,8 @@ def draw(
     y = torch.logit(uniform[:, 1:], 1e-6) * log_scale.gather(1, component).exp()
     y = (y + mean.gather(1, component))[:, 0]
     excess, first = energy - 2 * threshold, outcome[:, 0]
-    a, b = (threshold + excess * torch.sigmoid(v) for v in (y, -y))
+    # not torch.sigmoid, which rounds the last few of a batch differently
+    a, b = (threshold + excess / (1 + v.exp()) for v in (-y, y))
     a = torch.where(first == 0, energy, torch.where(first == 1, 0.0, a))
     b = torch.where(first == 0, 0.0, torch.where(first == 1, energy, b))
     return a, b
