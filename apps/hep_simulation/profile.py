@@ -119,7 +119,7 @@ class Profile(nn.Module):
         component = (within[:, None] * steps[:, -1:] >= steps).sum(-1, keepdim=True)
         component = component.clamp(max=TOTAL_COMPONENTS - 1)
         mean, log_scale = (p.gather(1, component)[:, 0] for p in (mean, log_scale))
-        log_ratio = mean + log_scale.exp() * torch.special.ndtri(uniform[:, 1].clamp(1e-7, 1 - 1e-7))
+        log_ratio = mean + log_scale.exp() * torch.special.ndtri(uniform[:, 1].clamp(1e-7, 1 - 1e-7).contiguous())
         total = (condition[:, 0] + log_ratio).exp()
         return torch.where(uniform[:, 0] < none, 0.0, total.clamp(min=self.threshold))
 

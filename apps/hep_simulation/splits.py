@@ -86,7 +86,7 @@ def draw(
     outcome = (uniform[:, :1] * steps[:, -1:] >= steps).sum(-1, keepdim=True)
     outcome = outcome.clamp(max=logits.shape[-1] - 1)
     component = (outcome - 2).clamp(min=0)
-    y = torch.logit(uniform[:, 1:], 1e-6) * log_scale.gather(1, component).exp()
+    y = torch.logit(uniform[:, 1:].contiguous(), 1e-6) * log_scale.gather(1, component).exp()
     y = (y + mean.gather(1, component))[:, 0]
     excess, first = energy - 2 * threshold, outcome[:, 0]
     # not torch.sigmoid, which rounds the last few of a batch differently
