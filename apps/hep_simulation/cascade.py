@@ -72,7 +72,7 @@ class SplittingCascade(GenerativeModel):
         nodes, condition = self.nodes(x), standard_condition(context, self.classes)
         profile = -self.profile.log_prob(nodes[..., self.tree.root], condition)
         found, shower = self.pattern.log_prob(nodes, condition, lambda a: thinned(a, len(x), generator))
-        pattern = torch.zeros(len(x)).index_add(0, shower, -found)
+        pattern = x.new_zeros(len(x)).index_add(0, shower, -found)
         terms = {"profile": profile.detach(), "pattern": pattern.detach()}
         return Loss((profile + pattern) / 100, terms)
 

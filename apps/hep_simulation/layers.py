@@ -28,7 +28,9 @@ class Perceptron(nn.Module):
         self.register_buffer("scale", torch.ones(inputs))
 
     def standardise(self, rows: Tensor) -> None:
-        """Take mean and spread of the inputs from examples (M, inputs)."""
+        """Take mean and spread of the inputs from examples (M, inputs), if there are any."""
+        if len(rows) < 2:
+            return
         self.mean = rows.mean(0)
         spread = rows.std(0)
         self.scale = torch.where(spread > 1e-6, spread, 1.0)

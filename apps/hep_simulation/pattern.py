@@ -99,7 +99,7 @@ class Pattern(nn.Module):
         """
         memory = _Memory.full(nodes)
         there = (nodes[..., self.splits[:, 0]] > 0).flatten().nonzero()[:, 0]
-        weight = torch.ones(len(there))
+        weight = nodes.new_ones(len(there))
         if thin is not None:
             weight = thin(there % len(self.splits) >= len(self.tree.ranges))
             there, weight = there[weight > 0], weight[weight > 0]
@@ -116,7 +116,7 @@ class Pattern(nn.Module):
         """Parameters (M, P) of splits (M,) of layers (M,) of showers (M,)."""
         rows, kind = self._rows(memory, shower, layer, split, facts), self.splits[split, 3]
         angular = split >= len(self.tree.ranges)
-        found = torch.empty(len(rows), splits.width())
+        found = rows.new_empty(len(rows), splits.width())
         for law, mine in ((self.radial, ~angular), (self.angular, angular)):
             found[mine] = law(rows[mine], kind[mine], layer[mine])
         return found
@@ -212,16 +212,18 @@ class _Memory:
     sums, each of BACK + L + AHEAD layers of N nodes.
     """
 
-    def __init__(self, batch: int, layers: int, width: int) -> None:
+    def __init__(self, like: Tensor, width: int) -> None:
+        """For showers and layers (B, L, ...) of `like`."""
+        batch, layers = like.shape[:2]
         self.width = width
-        self.all = torch.zeros(batch, 2, BACK + layers + AHEAD, width)
+        self.all = like.new_zeros(batch, 2, BACK + layers + AHEAD, width)
         self.energy, self.sums = self.all.unbind(1)
 
     @classmethod
     def full(cls, nodes: Tensor) -> _Memory:
         """Of whole showers (B, L, N)."""
-        batch, layers, width = nodes.shape
-        memory = cls(batch, layers, width)
+        layers = nodes.shape[1]
+        memory = cls(nodes, nodes.shape[2])
         memory.energy[:, BACK : BACK + layers] = nodes
         for layer in range(BACK, BACK + layers):
             memory.sums[:, layer] = memory.energy[:, layer] + DECAY * memory.sums[:, layer - 1]
@@ -230,7 +232,7 @@ class _Memory:
     @classmethod
     def empty(cls, energies: Tensor, tree: Tree) -> _Memory:
         """Only the energies (B, L) of whole layers are known."""
-        memory = cls(*energies.shape, tree.nodes)
+        memory = cls(energies, tree.nodes)
         memory.energy[:, BACK : BACK + energies.shape[1], tree.root] = energies
         return memory
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 COMPONENTS = 6
-LEAST = 1e-3
+LEAST = 1e-6
 """Least distance of a part from the threshold, in thresholds: data are rounded."""
 
 IMPOSSIBLE = -1e4
