@@ -25,7 +25,7 @@ def uneven():
     return Geometry("photon", 22, (*layers, Layer(3, (0.0, 2.0), 1)))
 
 
-def toy(geometry, count, seed=0, threshold=0.5):
+def _toy(geometry, count, seed=0, threshold=0.5):
     """Showers whose energies fall with depth and radius; about half of the voxels are empty."""
     random = np.random.default_rng(seed)
     energies = np.exp(random.uniform(np.log(1e3), np.log(2e4), count))
@@ -38,12 +38,18 @@ def toy(geometry, count, seed=0, threshold=0.5):
     return showers.astype(np.float32), energies, particles
 
 
+@pytest.fixture(scope="session")
+def toy():
+    """toy(geometry, count, seed) -> showers, energies, particles."""
+    return _toy
+
+
 @pytest.fixture
 def write(tmp_path):
     """Write a file of toy showers; datasets may be replaced or left out (None)."""
 
     def written(geometry, name="showers.hdf5", count=60, **changed):
-        showers, energies, particles = toy(geometry, count)
+        showers, energies, particles = _toy(geometry, count)
         parts = {
             "incident_energies": energies[:, None],
             "incident_pdg": particles[:, None],

@@ -5,7 +5,6 @@ import pytest
 from apps.hep_simulation.data import open_showers, read_conditions
 from apps.hep_simulation.prepare import prepare
 from core.errors import AleatorError
-from tests.apps.hep_simulation.conftest import toy
 
 
 def test_chunks_join_to_the_whole_file(small, write):
@@ -33,7 +32,7 @@ def _negative(showers):
     return showers
 
 
-def test_bad_files_are_named_by_dataset_and_row(small, write):
+def test_bad_files_are_named_by_dataset_and_row(small, write, toy):
     showers, energies, _ = toy(small, 60)
     wrong = energies.copy()
     wrong[17] = 0
@@ -82,7 +81,7 @@ def test_conditions_need_a_particle_from_somewhere(small, write):
         read_conditions(path, None)
 
 
-def test_prepare_joins_files_and_refuses_the_same_one_twice(small, write, tmp_path):
+def test_prepare_joins_files_and_refuses_the_same_one_twice(small, write, tmp_path, toy):
     showers, energies, particles = toy(small, 40, seed=5)
     other = write(
         small,
@@ -104,7 +103,7 @@ def test_prepare_joins_files_and_refuses_the_same_one_twice(small, write, tmp_pa
     assert not (tmp_path / "twice.hdf5").exists()
 
 
-def test_the_fingerprint_tells_files_apart(small, write):
+def test_the_fingerprint_tells_files_apart(small, write, toy):
     one = open_showers(write(small), small).fingerprint()
     with h5py.File(write(small, "b.hdf5"), "a") as file:
         file["showers"][0, 0] = 7

@@ -1,0 +1,273 @@
+"""Showers: ours, the baselines and core's families, judged alike, with floor and power checks.
+
+python benchmarks/hep_showers.py DATA [--families FOLDER] [--shifted FILE...]
+
+DATA holds g4_showers/{train,test}.hdf5. FOLDER holds models by family, trained by
+`python -m pipelines.hep train ... --family NAME -o FOLDER/NAME`. FILEs are showers of other
+detectors or energies (gen_showers.py ... Pb), for the detection rates. All rows are judged on the
+same test showers; generated ones are of freshly drawn energies of the same spectrum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from apps.hep_simulation.baselines import FrozenLibrary, Parametrised
+from apps.hep_simulation.certificate import certify
+from apps.hep_simulation.conditions import parse_spectrum
+from apps.hep_simulation.data import Chunk, open_showers
+from apps.hep_simulation.evaluation import COLUMNS, FORMATS, Sample, memorised, scores
+from apps.hep_simulation.geometry import Geometry, read_geometry
+from apps.hep_simulation.observables import response_bins
+from apps.hep_simulation.simulate import SHOWER, Simulator, bundled
+from core.random import keyed_generator
+from core.report import Table, report, write_results, write_text
+
+RESULTS = Path(__file__).parent / "results"
+COUNT = 2400
+SEEDS = (0, 1, 2)
+FILE = 50
+"""Showers of a file whose detector is to be recognised."""
+
+Draw = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+"""Showers for energies, particles and a seed."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", type=Path, default=None, help="ours; the bundled one if none")
+    parser.add_argument("--families", type=Path, default=None)
+    parser.add_argument("--shifted", type=Path, nargs="*", default=[])
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    geometry = read_geometry(bundled("binning.xml"))
+    train, test = (
+        open_showers(options.data / "g4_showers" / f"{name}.hdf5", geometry).read()
+        for name in ("train", "test")
+    )
+    truth, known = (Sample(part.showers, part.energies, geometry) for part in (test, train))
+    simulator = Simulator.load(options.model)
+    rows = _rows(simulator, options.families, truth, known, train)
+    ours = _sample(_ours(simulator), geometry, 0)
+    tables = [
+        Table(rows, _used(rows), FORMATS | {"ms_100": ".2f", "ms_1": ".1f"}, title="Showers"),
+        _bins(ours, truth),
+        _certificate(ours, truth),
+    ]
+    if options.shifted:
+        tables.append(_detection(simulator, test, options.shifted, geometry))
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = write_results(
+        options.output / "hep_showers.json",
+        tables,
+        model=simulator.model.fingerprint,
+        training=dict(simulator.model.card),
+    )
+    write_text(options.output / "hep_showers.md", report(results, "Showers"))
+    for table in tables:
+        table.print()
+
+
+def _used(rows: list[dict]) -> dict[str, str]:
+    return {key: head for key, head in COLUMNS.items() if any(key in row for row in rows)}
+
+
+def _rows(
+    simulator: Simulator, folder: Path | None, truth: Sample, known: Sample, train: Chunk
+) -> list[dict]:
+    geometry = truth.geometry
+    rows = [{"sample": "floor: Geant4, training showers", **scores(known, truth)}]
+    for name, broken in _broken(known).items():
+        rows.append({"sample": f"power check: {name}", **scores(broken, truth)})
+    parts = (train.showers, train.energies, train.particles)
+    library = FrozenLibrary(*parts, geometry)
+    baselines = {
+        "frozen library": FrozenLibrary(*parts, geometry, turns=False),
+        "frozen library, turned": library,
+        "GFlash-like": Parametrised.fit(*parts, geometry),
+    }
+    for name, baseline in baselines.items():
+        rows.append(_judged(name, _seeded(baseline.sample), truth, known))
+        _note(rows[-1])
+    rows.append(_judged("ours: cascade", _ours(simulator), truth, known))
+    _note(rows[-1])
+    for path in sorted(folder.iterdir()) if folder else []:
+        other = Simulator.load(path)
+        family = other.model.config.family
+        steps = (8, 4, 2, 1) if family in ("flow_matching", "diffusion") else (None,)
+        for count in steps:
+            said = f"{family}, {count} steps" if count else family
+            rows.append(_judged(said, _ours(other, count), truth, known, SEEDS[:1]))
+            _note(rows[-1])
+    return rows
+
+
+def _note(row: dict) -> None:
+    print(f"{row['sample']}: {row['auc_high']:.3f} {row['auc_low']:.3f}", file=sys.stderr)
+
+
+def _broken(known: Sample) -> dict[str, Sample]:
+    """Oracles with a known fault, which the scores have to see."""
+    geometry = known.geometry
+    layers = known.showers.reshape(len(known), len(geometry.active), -1)
+    leaked = 0.97 * layers
+    leaked[:, 1:] += 0.03 * layers[:, :-1]
+    leaked[:, 0] += 0.03 * layers[:, -1]
+    return {
+        "voxels × 1.02": Sample(known.showers * np.float32(1.02), known.energies, geometry),
+        "3 % leak to the next layer": Sample(
+            leaked.reshape(len(known), -1), known.energies, geometry
+        ),
+    }
+
+
+def _seeded(sample: Callable) -> Draw:
+    def draw(energies: np.ndarray, particles: np.ndarray, seed: int) -> np.ndarray:
+        streams = [keyed_generator(seed, i, SHOWER) for i in range(len(energies))]
+        return sample(energies, particles, streams)
+
+    return draw
+
+
+def _ours(simulator: Simulator, steps: int | None = None) -> Draw:
+    def draw(energies: np.ndarray, particles: np.ndarray, seed: int) -> np.ndarray:
+        parts = []
+        for start in range(0, len(energies), 100):
+            rows = range(start, min(start + 100, len(energies)))
+            streams = [keyed_generator(seed, i, SHOWER) for i in rows]
+            chosen = slice(rows.start, rows.stop)
+            parts.append(
+                simulator.model.sample(energies[chosen], particles[chosen], streams, steps)
+            )
+        return np.concatenate(parts)
+
+    return draw
+
+
+def _sample(draw: Draw, geometry: Geometry, seed: int) -> Sample:
+    energies, particles = parse_spectrum("1:64:log", "11,22", COUNT).read(seed, 0, COUNT)
+    return Sample(draw(energies, particles, seed), energies, geometry)
+
+
+def _judged(
+    name: str, draw: Draw, truth: Sample, known: Sample, seeds: tuple[int, ...] = SEEDS
+) -> dict:
+    """Mean scores of samples of several seeds; errors are their spread."""
+    found = []
+    for seed in seeds:
+        sample = _sample(draw, truth.geometry, seed)
+        row = scores(sample, truth, seeds=(seed,) if len(seeds) > 1 else SEEDS)
+        if seed == seeds[0]:
+            row["nn_ratio"] = memorised(sample, known, truth).ratio
+        found.append(row)
+    mean = {key: float(np.mean([row[key] for row in found if key in row])) for key in found[0]}
+    if len(seeds) > 1:
+        for key in ("auc_high", "auc_low"):
+            mean[f"{key}_std"] = float(np.std([row[key] for row in found]))
+    return {"sample": name, **mean, "ms_100": _cost(draw, 100), "ms_1": _cost(draw, 1)}
+
+
+def _cost(draw: Draw, batch: int, repeats: int = 5) -> float:
+    """CPU milliseconds a shower, batches of one size; the best of several, after a first one."""
+    energies, particles = parse_spectrum("1:64:log", "11,22", 1000).read(9, 0, 1000)
+    best = np.inf
+    for repeat in range(repeats + 1):
+        spent = 0.0
+        parts = 20 if batch == 1 else 2
+        for part in range(parts):
+            rows = slice((repeat * parts + part) * batch % 900, None)
+            e, p = energies[rows][:batch], particles[rows][:batch]
+            started = time.process_time()
+            draw(e, p, repeat)
+            spent += time.process_time() - started
+        best = min(best, spent / (parts * batch)) if repeat else best
+    return 1e3 * best
+
+
+def _bins(ours: Sample, truth: Sample) -> Table:
+    rows = [
+        {
+            "energy": f"{b.low / 1000:.3g}–{b.high / 1000:.3g}",
+            "linearity": 100 * b.linearity,
+            "linearity_error": 100 * b.linearity_error,
+            "resolution": 100 * b.resolution,
+            "resolution_error": 100 * b.resolution_error,
+        }
+        for b in response_bins(ours.features, truth.features)
+    ]
+    columns = {
+        "energy": "E_inc, GeV",
+        "linearity": "linearity %",
+        "linearity_error": "±",
+        "resolution": "resolution %",
+        "resolution_error": " ±",
+    }
+    return Table(rows, columns, dict.fromkeys(columns, ".2f"), title="Response of ours")
+
+
+def _certificate(ours: Sample, truth: Sample) -> Table:
+    rows = [
+        {
+            "observable": name,
+            "bias": found.bias,
+            "bias_error": found.bias_error,
+            "worth": f"{'≥ ' if found.at_least else ''}{found.worth:.0f}",
+        }
+        for name, found in certify(ours.features, truth.features).items()
+    ]
+    columns = {
+        "observable": "",
+        "bias": "bias, sd",
+        "bias_error": "±",
+        "worth": "worth in oracle events",
+    }
+    return Table(rows, columns, {"bias": "+.3f", "bias_error": ".3f"}, title="Certificate of ours")
+
+
+def _detection(
+    simulator: Simulator, test: Chunk, paths: list[Path], geometry: Geometry
+) -> Table:
+    """Showers of other detectors and energies: how many are found, and how many files."""
+    model = simulator.model
+    assert model.validity is not None
+    rows = []
+    parts = {"test (false alarms)": test}
+    parts |= {path.stem: open_showers(path, geometry).read() for path in paths}
+    energies, particles = parse_spectrum("1:64:log", "11,22", COUNT).read(0, 0, COUNT)
+    drawn = _ours(simulator)(energies, particles, 0)
+    parts["ours"] = Chunk(0, energies, particles, drawn)
+    random = np.random.default_rng(0)
+    for name, part in parts.items():
+        away = model.validity.deviations(part.showers, part.energies, part.particles, geometry)
+        files = [
+            model.validity.p_value(away[random.permutation(len(away))[:FILE]]) < 0.01
+            for _ in range(400)
+        ]
+        rows.append(
+            {
+                "sample": name,
+                "conditions": 100 * model.outside(part.energies, part.particles).mean(),
+                "showers": 100 * model.validity.flags(away).mean(),
+                "files": 100 * float(np.mean(files)),
+            }
+        )
+    columns = {
+        "sample": "",
+        "conditions": "conditions outside training %",
+        "showers": "single showers flagged %",
+        "files": f"files of {FILE} showers flagged at p < .01 %",
+    }
+    return Table(rows, columns, dict.fromkeys(columns, ".1f"), title="Detection")
+
+
+if __name__ == "__main__":
+    main()
