@@ -37,9 +37,9 @@ class SplittingCascade(GenerativeModel):
         *,
         classes: int,
         threshold: float,
-        radial: int = 192,
+        radial: int = 256,
         angular: int = 96,
-        profile: int = 128,
+        profile: int = 192,
         rotates: bool = True,
     ) -> None:
         """Assemble.

@@ -32,11 +32,11 @@ class Config:
     rotate: bool | None = None
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(
-            steps=4000,
-            batch_size=128,
+            steps=5000,
+            batch_size=32,
             learning_rate=3e-3,
             weight_decay=0.01,
-            ema=0.995,
+            ema=0.998,
             validate_every=250,
             save_every=250,
         )
