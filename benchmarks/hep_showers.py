@@ -233,9 +233,7 @@ def _certificate(ours: Sample, truth: Sample) -> Table:
     return Table(rows, columns, {"bias": "+.3f", "bias_error": ".3f"}, title="Certificate of ours")
 
 
-def _detection(
-    simulator: Simulator, test: Chunk, paths: list[Path], geometry: Geometry
-) -> Table:
+def _detection(simulator: Simulator, test: Chunk, paths: list[Path], geometry: Geometry) -> Table:
     """Showers of other detectors and energies: how many are found, and how many files."""
     model = simulator.model
     assert model.validity is not None

@@ -108,9 +108,10 @@ def simulate(
 
     if conditions is not None and energies is not None:
         raise AleatorError("give --energies or --conditions, not both")
-    from apps.hep_simulation.conditions import listed, parse_spectrum
+    from apps.hep_simulation.conditions import Conditions, listed, parse_spectrum
     from apps.hep_simulation.simulate import Request, run
 
+    wanted: Conditions
     if conditions is not None:
         wanted = listed(conditions, particle)
     else:

@@ -46,9 +46,7 @@ class FrozenLibrary:
         self, energies: np.ndarray, particles: np.ndarray, streams: Sequence[torch.Generator]
     ) -> np.ndarray:
         """Showers (N, V) for conditions (N,)."""
-        rows = [
-            self._nearest(e, p) for e, p in zip(energies, particles, strict=True)
-        ]
+        rows = [self._nearest(e, p) for e, p in zip(energies, particles, strict=True)]
         drawn = self.showers[rows] * (energies / self.energies[rows])[:, None].astype(np.float32)
         if not self.turns:
             return drawn
@@ -136,9 +134,7 @@ class Parametrised:
         layers = max(response, 0.05) * energy * profile
         sectors = self.geometry.sectors
         mean = torch.from_numpy(layers[:, None] * self.radial / sectors / SPOT)
-        spots = torch.poisson(
-            mean[:, None].expand(-1, sectors, -1).contiguous(), generator=stream
-        )
+        spots = torch.poisson(mean[:, None].expand(-1, sectors, -1).contiguous(), generator=stream)
         found = spots.sum((1, 2), keepdim=True)
         wanted = torch.from_numpy(layers)[:, None, None]
         return torch.where(found > 0, spots * wanted / found.clamp(min=1), 0.0).float()

@@ -68,10 +68,12 @@ class SplittingCascade(GenerativeModel):
     def loss(
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
     ) -> Loss:
-        """Negative log-likelihood a shower, in hundreds of nats; of a random part of the splits."""
+        """Negative log-likelihood in hundreds of nats, from a random part of the splits."""
         nodes, condition = self.nodes(x), standard_condition(context, self.classes)
         profile = -self.profile.log_prob(nodes[..., self.tree.root], condition)
-        found, shower = self.pattern.log_prob(nodes, condition, lambda a: thinned(a, len(x), generator))
+        found, shower = self.pattern.log_prob(
+            nodes, condition, lambda a: thinned(a, len(x), generator)
+        )
         pattern = x.new_zeros(len(x)).index_add(0, shower, -found)
         terms = {"profile": profile.detach(), "pattern": pattern.detach()}
         return Loss((profile + pattern) / 100, terms)
@@ -139,7 +141,7 @@ def standard_condition(context: Context, classes: int) -> Tensor:
 
 
 def thinned(angular: Tensor, batch: int, generator: Generators | None) -> Tensor:
-    """Weights of the splits (M,) of a batch: a random part of each kind, so that the sum stays unbiased."""
+    """Weights of splits (M,): a random part of each kind, so that the sum stays unbiased."""
     share = torch.where(
         angular,
         min(1.0, batch * ANGULAR / max(int(angular.sum()), 1)),

@@ -126,8 +126,8 @@ def open_hdf5(path: Path) -> Any:
         if not path.stat().st_size:
             raise AleatorError(f"{path}: the file is empty (0 bytes)") from None
         raise AleatorError(
-            f"{path}: cannot be opened as HDF5 ({_reason(error)}); it is another format, truncated "
-            "or still being written"
+            f"{path}: cannot be opened as HDF5 ({_reason(error)}); it is another format, truncated"
+            " or still being written"
         ) from None
 
 
@@ -140,7 +140,7 @@ def open_showers(path: Path | str, geometry: Geometry) -> ShowerFile:
     path = Path(path)
     with open_hdf5(path) as file:
         _need(file, path, ENERGIES, SHOWERS)
-        energies, showers = file[ENERGIES], file[SHOWERS]
+        showers = file[SHOWERS]
         _check_numbers(path, file, ENERGIES, SHOWERS)
         if showers.ndim != 2:
             raise AleatorError(f"{path}: {SHOWERS} has shape {showers.shape}, expected (N, V)")

@@ -92,8 +92,7 @@ def kpd(
     values = []
     for _ in range(repeats):
         parts = [
-            part[random.permutation(len(part))[:n]]
-            for part, n in zip((x, y), sizes, strict=True)
+            part[random.permutation(len(part))[:n]] for part, n in zip((x, y), sizes, strict=True)
         ]
         values.append(polynomial_mmd(*parts))
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])

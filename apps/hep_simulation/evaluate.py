@@ -1,4 +1,4 @@
-"""Generated showers on disk against reference showers on disk: results.json, report and figures."""
+"""Generated showers on disk against real ones on disk: results.json, report and figures."""
 
 from __future__ import annotations
 
@@ -172,5 +172,3 @@ def _certificate(found: dict[str, Closure]) -> Table:
         "worth": "worth in oracle events",
     }
     return Table(lines, columns, {"bias": "+.3f", "bias_error": ".3f"}, title="Certificate")
-
-

@@ -144,4 +144,3 @@ def field_config(
             "decoder": {"name": "mlp", "width": 256, "blocks": 1, "vector_dim": vector},
         }
     return {**base, **given, "event_shape": list(shape)}
-

@@ -9,6 +9,7 @@ Layout: Krause et al. (2024), arXiv:2410.21611.
 
 from __future__ import annotations
 
+import itertools
 import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ def _layer(path: Path, index: int, row: ElementTree.Element) -> Layer:
     except ValueError:
         raise AleatorError(f"{where}: r_edges={row.attrib['r_edges']!r} are not numbers") from None
     if not all(math.isfinite(r) and r >= 0 for r in edges) or any(
-        b <= a for a, b in zip(edges, edges[1:], strict=False)
+        b <= a for a, b in itertools.pairwise(edges)
     ):
         raise AleatorError(f"{where}: r_edges={row.attrib['r_edges']!r} must increase from >= 0")
     sectors = _whole(path, "n_bin_alpha", row.attrib.get("n_bin_alpha", ""))

@@ -50,7 +50,7 @@ class Perceptron(nn.Module):
 
 
 def normal_mixture(x: Tensor, logits: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """ln density of a mixture of normal laws at x (M,), given (M, K) parameters."""
+    """Ln density of a mixture of normal laws at x (M,), given (M, K) parameters."""
     z = (x[:, None] - mean) * (-log_scale).exp()
     parts = -0.5 * z.square() - log_scale - 0.5 * math.log(2 * math.pi)
     return torch.logsumexp(logits.log_softmax(-1) + parts, -1)

@@ -3,7 +3,7 @@ r"""Are generated showers copies of training showers? Nearest neighbours say.
     ratio = median_i  d(x_i, nearest of the training showers) / d(x_i, nearest of unseen showers)
 
 over as many unseen showers as training showers: 1 if the generator does not know one set better
-than the other, near 0 if it replays. Distances are of √(E / E_inc) per layer and ring: no rotation,
+than the other, near 0 if it replays. Distances are of √(E / E_inc) per layer and ring: no turn,
 reflection or rescaling hides a copy.
 """
 

@@ -111,7 +111,7 @@ class ShowerModel:
     def log_prob(
         self, showers: np.ndarray, energies: np.ndarray, particles: np.ndarray
     ) -> np.ndarray:
-        """ln p of showers (N, V), nats, where the family has a density."""
+        """Ln p of showers (N, V), nats, where the family has a density."""
         found = self.generator.log_prob(self.events(showers), self.context(energies, particles))
         return found.value.numpy()
 
@@ -178,7 +178,11 @@ def new_model(
     rotates = geometry.uniform if config.rotate is None else config.rotate
     if rotates and not geometry.uniform:
         raise AleatorError("rotate=true, but the layers are binned differently")
-    common = {"classes": len(particles), "threshold": threshold, "rotates": rotates}
+    common: dict[str, Any] = {
+        "classes": len(particles),
+        "threshold": threshold,
+        "rotates": rotates,
+    }
     if config.family == "cascade":
         generator: GenerativeModel = _cascade(shape, common, config.model)
     else:
@@ -188,7 +192,12 @@ def new_model(
             shape, family=config.family, options=dict(config.model), **common
         )
     return ShowerModel(
-        config, geometry, tuple(particles), threshold, (energy_range[0], energy_range[1]), generator
+        config,
+        geometry,
+        tuple(particles),
+        threshold,
+        (energy_range[0], energy_range[1]),
+        generator,
     )
 
 

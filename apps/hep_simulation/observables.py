@@ -8,6 +8,7 @@ to 1.5 for E_tot / E_inc.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,7 +114,7 @@ def response_bins(generated: Features, reference: Features, bins: int = 6) -> li
     low, high = reference.incident.min(), reference.incident.max()
     edges = np.geomspace(low, high * (1 + 1e-9), bins + 1)
     found = []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         moments = [_moments(part, a, b) for part in (generated, reference)]
         if min(m[3] for m in moments) < 10:
             continue

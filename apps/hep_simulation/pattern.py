@@ -100,7 +100,7 @@ class Pattern(nn.Module):
     def log_prob(
         self, nodes: Tensor, condition: Tensor, thin: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """ln p of splits.
+        """Ln p of splits.
 
         Args:
             nodes: (B, L, N) energies of the tree of each layer, MeV.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def _profiles(figure: Any, generated: Sample, reference: Sample) -> None:
     """Mean energy by layer and by ring, in three parts of the spectrum."""
     axes = figure.subplots(1, 2)
     cuts = np.quantile(reference.energies, [0, 1 / 3, 2 / 3, 1])
-    for index, (low, high) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for index, (low, high) in enumerate(itertools.pairwise(cuts)):
         for sample, style in ((reference, "o"), (generated, "-")):
             mine = (sample.energies >= low) & (sample.energies <= high)
             if not mine.any():

@@ -52,7 +52,10 @@ def prepare(
                 showers[start:stop] = chunk.showers
                 energies[start:stop, 0] = chunk.energies
                 particles[start:stop, 0] = chunk.particles
-                energy = [min(energy[0], chunk.energies.min()), max(energy[1], chunk.energies.max())]
+                energy = [
+                    min(energy[0], chunk.energies.min()),
+                    max(energy[1], chunk.energies.max()),
+                ]
                 response.append((chunk.showers.sum(1, dtype=np.float64) / chunk.energies).mean())
                 start = stop
     return (

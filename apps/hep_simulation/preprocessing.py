@@ -45,7 +45,7 @@ class Shares(nn.Module):
         self.register_buffer("scale", torch.ones(layers, rings, 1))
 
     def raw(self, x: Tensor, uniform: Tensor) -> Tensor:
-        """z before it is standardised, (B, L, R, A); both arguments are (B, L, A, R)."""
+        """Z before it is standardised, (B, L, R, A); both arguments are (B, L, A, R)."""
         filled = (x.clamp(min=self.threshold) / self.threshold).log() + 1
         return torch.where(x >= self.threshold, filled, 2 * uniform - 2).transpose(2, 3)
 

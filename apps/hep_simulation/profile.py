@@ -44,7 +44,7 @@ class Profile(nn.Module):
         splits.spread_out(self.share.last.bias)
 
     def log_prob(self, energies: Tensor, condition: Tensor) -> Tensor:
-        """ln p of layer energies (B, L) in MeV, given (B, D); nats, see `splits`."""
+        """Ln p of layer energies (B, L) in MeV, given (B, D); nats, see `splits`."""
         total = energies.sum(1)
         value = self._total_log_prob(total, condition)
         left = energies.flip(1).cumsum(1).flip(1)
@@ -102,7 +102,7 @@ class Profile(nn.Module):
         return torch.stack(found, 1)
 
     def _total_log_prob(self, total: Tensor, condition: Tensor) -> Tensor:
-        """ln p(E_tot): a probability of none, else a density of the response."""
+        """Ln p(E_tot): a probability of none, else a density of the response."""
         parameters = self.total(condition)
         none, rest = parameters[:, 0] - 5, parameters[:, 1:]
         there = total > 0
@@ -121,7 +121,9 @@ class Profile(nn.Module):
         component = (within[:, None] * steps[:, -1:] >= steps).sum(-1, keepdim=True)
         component = component.clamp(max=TOTAL_COMPONENTS - 1)
         mean, log_scale = (p.gather(1, component)[:, 0] for p in (mean, log_scale))
-        log_ratio = mean + log_scale.exp() * torch.special.ndtri(uniform[:, 1].clamp(1e-7, 1 - 1e-7).contiguous())
+        log_ratio = mean + log_scale.exp() * torch.special.ndtri(
+            uniform[:, 1].clamp(1e-7, 1 - 1e-7).contiguous()
+        )
         total = (condition[:, 0] + log_ratio).exp()
         return torch.where(uniform[:, 0] < none, 0.0, total.clamp(min=self.threshold))
 

@@ -90,7 +90,12 @@ class Simulator:
             if strict and flags.any():
                 raise AleatorError(self.refusal(energies, particles, flags, first))
             streams = [keyed_generator(seed, i, SHOWER) for i in range(first, last)]
-            yield energies, particles, flags, self.model.sample(energies, particles, streams, steps)
+            yield (
+                energies,
+                particles,
+                flags,
+                self.model.sample(energies, particles, streams, steps),
+            )
 
     def refusal(
         self, energies: np.ndarray, particles: np.ndarray, flags: np.ndarray, first: int = 0

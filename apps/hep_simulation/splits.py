@@ -49,7 +49,7 @@ def _parts(parameters: Tensor, both: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def log_prob(
     parameters: Tensor, a: Tensor, b: Tensor, threshold: float, normal: bool = False
 ) -> Tensor:
-    """ln p of splits into a and b.
+    """Ln p of splits into a and b.
 
     Args:
         parameters: (M, 3 K + 2).

@@ -79,7 +79,10 @@ def train(
     model = fresh(learnt, geometry, config)
     say(f"{len(data)} showers: {len(learnt)} to learn from, {len(held)} held out; "
         f"{geometry.describe()}")  # fmt: skip
-    events, context = model.events(learnt.showers), model.context(learnt.energies, learnt.particles)
+    events, context = (
+        model.events(learnt.showers),
+        model.context(learnt.energies, learnt.particles),
+    )
     rotates = geometry.uniform if config.rotate is None else config.rotate
     begin(model.generator, events, context)
     fitted = fit(
@@ -198,9 +201,7 @@ def judge(model: ShowerModel, held: Chunk, seed: int) -> dict[str, dict[str, flo
     for start in range(0, len(held), 100):
         stop = min(start + 100, len(held))
         streams = [keyed_generator(seed, i, SHOWER) for i in range(start, stop)]
-        parts.append(
-            model.sample(held.energies[start:stop], held.particles[start:stop], streams)
-        )
+        parts.append(model.sample(held.energies[start:stop], held.particles[start:stop], streams))
     generated = features(np.concatenate(parts), held.energies, model.geometry)
     reference = features(held.showers, held.energies, model.geometry)
     return {name: asdict(found) for name, found in certify(generated, reference).items()}

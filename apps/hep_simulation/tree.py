@@ -1,4 +1,4 @@
-r"""How the energy of a layer is shared out: rings first, then halves of the circle, again and again.
+r"""How the energy of a layer is shared out: rings first, then halves of the circle, and so on.
 
 A tree of binary splits with the layer at its root and the voxels as leaves: groups of rings are
 divided into inner and outer ones down to single rings, each ring into half circles, quarters and
@@ -49,7 +49,6 @@ class Tree:
 
     rings: int
     sectors: int
-
 
     @cached_property
     def padded(self) -> int:
@@ -107,8 +106,8 @@ class Tree:
         """All S of them, by level."""
         found = []
         for kind, (low, cut, high, level) in enumerate(self.ranges):
-            nodes = [self._group_node(*r) for r in ((low, high), (low, cut), (cut, high))]
-            found.append(Split(*nodes, level, kind, -1))
+            parent, a, b = (self._group_node(*r) for r in ((low, high), (low, cut), (cut, high)))
+            found.append(Split(parent, a, b, level, kind, -1))
         radial_levels = 1 + max((r[-1] for r in self.ranges), default=-1)
         kinds, depth = len(self.ranges), self.padded.bit_length() - 1
         for deep in range(depth):
@@ -116,8 +115,8 @@ class Tree:
                 kind = kinds + deep * self.rings + ring
                 level = radial_levels + TURNS * deep + min(ring, TURNS - 1)
                 for place in range(1 << deep, 2 << deep):
-                    nodes = [self.heap(ring, p) for p in (place, 2 * place, 2 * place + 1)]
-                    found.append(Split(*nodes, level, kind, ring))
+                    parent, a, b = (self.heap(ring, p) for p in (place, 2 * place, 2 * place + 1))
+                    found.append(Split(parent, a, b, level, kind, ring))
         return tuple(found)
 
     def beside(self, node: int, step: int) -> int:

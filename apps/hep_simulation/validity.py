@@ -92,7 +92,9 @@ class Validity:
         found = summaries(showers, energies, geometry)
         return self._scaled(found, energies, particles) - self.bias
 
-    def _scaled(self, found: np.ndarray, energies: np.ndarray, particles: np.ndarray) -> np.ndarray:
+    def _scaled(
+        self, found: np.ndarray, energies: np.ndarray, particles: np.ndarray
+    ) -> np.ndarray:
         t = np.log(energies) - self.middle
         which = np.array([_index(self.particles, p) for p in particles], int)
         powers = np.stack([np.ones_like(t), t, t**2], 1)
@@ -145,9 +147,7 @@ def fit_validity(
         logs = np.log(np.maximum(away, 1e-6)) + 0.635
         means.append(mean)
         scales.append(np.linalg.lstsq(powers[mine, :2], logs, rcond=None)[0])
-    blank = Validity(
-        known, np.stack(means), np.stack(scales), np.eye(6), 0.0, middle, np.zeros(6)
-    )
+    blank = Validity(known, np.stack(means), np.stack(scales), np.eye(6), 0.0, middle, np.zeros(6))
     own = blank._scaled(found, energies, particles)
     precision = np.linalg.inv(np.cov(own.T) + 1e-6 * np.eye(6))
     kept = Validity(

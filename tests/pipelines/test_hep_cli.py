@@ -129,9 +129,7 @@ def test_mistakes_are_one_line(tmp_path):
     assert_one_line(invoke(*simulate, "--model", tmp_path), "not a model folder")
     assert_one_line(invoke(*simulate, "--steps", 4), "no steps")
     assert_one_line(invoke(*simulate, "-n", 0), "at least one shower")
-    assert_one_line(
-        invoke(*simulate, "--energies", "1:2", "--conditions", SHOWERS), "not both"
-    )
+    assert_one_line(invoke(*simulate, "--energies", "1:2", "--conditions", SHOWERS), "not both")
     assert_one_line(invoke("info", tmp_path / "nothing"), "no such file")
 
 

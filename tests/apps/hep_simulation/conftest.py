@@ -30,7 +30,9 @@ def _toy(geometry, count, seed=0, threshold=0.5):
     random = np.random.default_rng(seed)
     energies = np.exp(random.uniform(np.log(1e3), np.log(2e4), count))
     depth = np.repeat(np.arange(len(geometry.active)), [x.voxels for x in geometry.active])
-    weight = np.exp(-0.5 * depth - 0.3 * geometry.radii) * random.gamma(0.7, size=(count, len(depth)))
+    weight = np.exp(-0.5 * depth - 0.3 * geometry.radii) * random.gamma(
+        0.7, size=(count, len(depth))
+    )
     response = 1 + 0.1 * random.normal(size=count)
     showers = energies[:, None] * response[:, None] * weight / weight.sum(1, keepdims=True)
     showers[showers < max(threshold, 0.5)] = 0
@@ -40,7 +42,7 @@ def _toy(geometry, count, seed=0, threshold=0.5):
 
 @pytest.fixture(scope="session")
 def toy():
-    """toy(geometry, count, seed) -> showers, energies, particles."""
+    """A function of geometry, count and seed: showers, energies and particles."""
     return _toy
 
 

@@ -1,3 +1,5 @@
+"""What users would pick instead."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""The cascade: an exact density, conserved energy, the same bits in any company."""
+
 import pytest
 import torch
 

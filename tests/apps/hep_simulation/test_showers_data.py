@@ -1,3 +1,5 @@
+"""Shower files, good and bad."""
+
 import h5py
 import numpy as np
 import pytest
@@ -41,7 +43,10 @@ def test_bad_files_are_named_by_dataset_and_row(small, write, toy):
         ({"incident_energies": None}, r"no dataset 'incident_energies'"),
         ({"incident_energies": energies[:50, None]}, r"50 incident_energies but 60 showers"),
         ({"incident_pdg": np.ones((3, 1))}, r"3 incident_pdg but 60 showers"),
-        ({"showers": showers[:, :-1]}, r"59 voxels a shower, but the binning of 'electron' has 60"),
+        (
+            {"showers": showers[:, :-1]},
+            r"59 voxels a shower, but the binning of 'electron' has 60",
+        ),
         ({"showers": np.zeros((60, 368))}, r"368 voxels is CaloChallenge data set 1, photons"),
         ({"showers": showers[:0], "incident_energies": energies[:0]}, "no shower in it"),
         ({"showers": _nan(showers.copy())}, r"row 11, voxel 5: nan"),

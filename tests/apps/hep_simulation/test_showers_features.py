@@ -1,3 +1,5 @@
+"""High-level features against their definitions."""
+
 import numpy as np
 import pytest
 

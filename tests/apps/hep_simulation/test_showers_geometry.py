@@ -1,3 +1,5 @@
+"""Binning files, good and bad."""
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,10 @@ def test_known_data_sets_are_recognised(binning):
         check_voxels(40500, binning, "file")
 
 
+def _bins(layers):
+    return f'<Bins><Bin name="e" pid="11">{layers}</Bin></Bins>'
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -42,15 +48,15 @@ def test_known_data_sets_are_recognised(binning):
         ("<Bins><Bin", "not valid XML"),
         ('<Bins><Bin name="e" pid="11"></Bin></Bins>', "no layer has a voxel"),
         (
-            '<Bins><Bin name="e" pid="11"><Layer id="0" r_edges="0,2,1" n_bin_alpha="1"/></Bin></Bins>',
+            _bins('<Layer id="0" r_edges="0,2,1" n_bin_alpha="1"/>'),
             "must increase",
         ),
         (
-            '<Bins><Bin name="e" pid="11"><Layer id="0" r_edges="0" n_bin_alpha="4"/></Bin></Bins>',
+            _bins('<Layer id="0" r_edges="0" n_bin_alpha="4"/>'),
             "4 sectors but one radius",
         ),
         (
-            '<Bins><Bin name="e" pid="11"><Layer id="0" r_edges="0,1" n_bin_alpha="x"/></Bin></Bins>',
+            _bins('<Layer id="0" r_edges="0,1" n_bin_alpha="x"/>'),
             "not a whole number",
         ),
         (

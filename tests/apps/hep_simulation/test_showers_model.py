@@ -1,3 +1,5 @@
+"""A model as its users meet it: checkpoints, streams, files, families."""
+
 import json
 
 import h5py
@@ -71,7 +73,9 @@ def test_conditions_outside_are_flagged_or_refused(trained):
 
 def _request(trained, output, **options):
     spectrum = Spectrum(1e3, 2e4, True, (11, 22), 50)
-    return Request(**{"conditions": spectrum, "output": output, "model": trained[0] / "m"} | options)
+    return Request(
+        **{"conditions": spectrum, "output": output, "model": trained[0] / "m"} | options
+    )
 
 
 def _silent(line):
@@ -120,9 +124,9 @@ def test_the_file_is_of_the_layout_and_carries_its_certificate(trained, tmp_path
     assert "1 of 2 showers are outside" in said[-1]
     with pytest.raises(AleatorError, match="exists"):
         run(_request(trained, tmp_path / "o.hdf5"), say=_silent)
+    refused = _request(trained, tmp_path / "p.hdf5", conditions=conditions, strict=True)
     with pytest.raises(AleatorError, match="leave out --strict"):
-        request = _request(trained, tmp_path / "p.hdf5", conditions=conditions, strict=True)
-        run(request, say=_silent)
+        run(refused, say=_silent)
     assert not (tmp_path / "p.hdf5.parts").exists()
 
 

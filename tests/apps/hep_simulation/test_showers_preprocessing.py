@@ -1,3 +1,5 @@
+"""There and back: ratios of layer energies, images of voxels."""
+
 import pytest
 import torch
 

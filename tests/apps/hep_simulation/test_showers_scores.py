@@ -1,3 +1,5 @@
+"""Every score against a closed form, or against samples whose difference is known."""
+
 import numpy as np
 import pytest
 
@@ -55,8 +57,7 @@ def test_the_polynomial_mmd_is_the_sum_over_pairs():
     x, y = np.random.default_rng(0).normal(size=(2, 6, 3))
     kernel = lambda a, b: (a @ b / 3 + 1) ** 4  # noqa: E731
     own = [
-        np.mean([kernel(z[i], z[j]) for i in range(6) for j in range(6) if i != j])
-        for z in (x, y)
+        np.mean([kernel(z[i], z[j]) for i in range(6) for j in range(6) if i != j]) for z in (x, y)
     ]
     cross = np.mean([kernel(a, b) for a in x for b in y])
     assert polynomial_mmd(x, y) == pytest.approx(sum(own) - 2 * cross)

@@ -1,3 +1,5 @@
+"""The law of one split: it adds up to one, and draws follow it."""
+
 import numpy as np
 import pytest
 import torch
@@ -47,7 +49,10 @@ def test_draws_follow_the_density(normal):
     assert torch.allclose(a + b, whole)
     ends = torch.tensor([energy, 0.0], dtype=torch.float64)
     expected = splits.log_prob(_parameters(2), ends, ends.flip(0), THRESHOLD).exp()
-    for found, p in (((b == 0).double().mean(), expected[0]), ((a == 0).double().mean(), expected[1])):
+    for found, p in (
+        ((b == 0).double().mean(), expected[0]),
+        ((a == 0).double().mean(), expected[1]),
+    ):
         assert abs(found - p) < 4 * (p * (1 - p) / count).sqrt() + 1e-9
     inside = a[(a > 0) & (b > 0)]
     assert inside.min() >= THRESHOLD

@@ -1,10 +1,14 @@
+"""The tree of splits of a layer."""
+
 import pytest
 import torch
 
 from apps.hep_simulation.tree import Tree
 
 
-@pytest.mark.parametrize(("rings", "sectors"), [(9, 16), (1, 1), (1, 8), (5, 1), (3, 10), (18, 50)])
+@pytest.mark.parametrize(
+    ("rings", "sectors"), [(9, 16), (1, 1), (1, 8), (5, 1), (3, 10), (18, 50)]
+)
 def test_a_tree_shares_out_all_energy_and_gives_the_voxels_back(rings, sectors):
     tree = Tree(rings, sectors)
     x = torch.rand(4, tree.padded, rings, dtype=torch.float64)

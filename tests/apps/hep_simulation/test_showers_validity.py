@@ -1,3 +1,5 @@
+"""What is outside of training is found; what is not, is not."""
+
 import numpy as np
 import pytest
 
