@@ -1,6 +1,6 @@
 """Showers: ours, the baselines and core's families, judged alike, with floor and power checks.
 
-python benchmarks/hep_showers.py DATA [--families FOLDER] [--shifted FILE...]
+python benchmarks/hep_showers.py DATA [--families FOLDER] [--shifted FILE...] [--cache FILE]
 
 DATA holds g4_showers/{train,test}.hdf5. FOLDER holds models by family, trained by
 `python -m pipelines.hep train ... --family NAME -o FOLDER/NAME`. FILEs are showers of other
@@ -11,9 +11,11 @@ same test showers; generated ones are of freshly drawn energies of the same spec
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=None, help="ours; the bundled one if none")
     parser.add_argument("--families", type=Path, default=None)
     parser.add_argument("--shifted", type=Path, nargs="*", default=[])
+    parser.add_argument("--cache", type=Path, help="JSON that keeps the rows made so far")
+    parser.add_argument("--only", help="make only the rows whose name has this, into the cache")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -56,7 +60,9 @@ def main() -> None:
     )
     truth, known = (Sample(part.showers, part.energies, geometry) for part in (test, train))
     simulator = Simulator.load(options.model)
-    rows = _rows(simulator, options.families, truth, known, train)
+    rows = _rows(simulator, options, truth, known, train)
+    if options.only:
+        return
     ours = _sample(_ours(simulator), geometry, 0)
     tables = [
         Table(rows, _used(rows), FORMATS | {"ms_100": ".2f", "ms_1": ".1f"}, title="Showers"),
@@ -82,37 +88,58 @@ def _used(rows: list[dict]) -> dict[str, str]:
 
 
 def _rows(
-    simulator: Simulator, folder: Path | None, truth: Sample, known: Sample, train: Chunk
+    simulator: Simulator, options: argparse.Namespace, truth: Sample, known: Sample, train: Chunk
 ) -> list[dict]:
+    """All rows; those that an earlier run has left in the cache are not made again."""
+    made = {}
+    if options.cache and options.cache.exists():
+        made = json.loads(options.cache.read_text())
+    rows = []
+    for name, make in _tasks(simulator, options.families, truth, known, train).items():
+        if name not in made:
+            if options.only and options.only not in name:
+                continue
+            print(name, end=" ", file=sys.stderr, flush=True)
+            made[name] = {"sample": name.partition(" @")[0], **make()}
+            row = made[name]
+            print(f"{row['auc_high']:.3f} {row['auc_low']:.3f}", file=sys.stderr, flush=True)
+            if options.cache:
+                write_text(options.cache, json.dumps(made))
+        rows.append(made[name])
+    return rows
+
+
+def _tasks(
+    simulator: Simulator, folder: Path | None, truth: Sample, known: Sample, train: Chunk
+) -> dict[str, Callable[[], dict]]:
+    """Name of each row, with the model's fingerprint where one is judged, and what makes it."""
     geometry = truth.geometry
-    rows = [{"sample": "floor: Geant4, training showers", **scores(known, truth)}]
-    for name, broken in _broken(known).items():
-        rows.append({"sample": f"power check: {name}", **scores(broken, truth)})
     parts = (train.showers, train.energies, train.particles)
-    library = FrozenLibrary(*parts, geometry)
+    tasks: dict[str, Callable[[], dict]] = {
+        "floor: Geant4, training showers": lambda: scores(known, truth)
+    }
+    for name, broken in _broken(known).items():
+        tasks[f"power check: {name}"] = partial(scores, broken, truth)
     baselines = {
         "frozen library": FrozenLibrary(*parts, geometry, turns=False),
-        "frozen library, turned": library,
+        "frozen library, turned": FrozenLibrary(*parts, geometry),
         "GFlash-like": Parametrised.fit(*parts, geometry),
     }
     for name, baseline in baselines.items():
-        rows.append(_judged(name, _seeded(baseline.sample), truth, known))
-        _note(rows[-1])
-    rows.append(_judged("ours: cascade", _ours(simulator), truth, known))
-    _note(rows[-1])
+        tasks[name] = partial(_judged, _seeded(baseline.sample), truth, known)
+    mark = simulator.model.fingerprint
+    tasks[f"ours: cascade @{mark}"] = partial(_judged, _ours(simulator), truth, known)
     for path in sorted(folder.iterdir()) if folder else []:
         other = Simulator.load(path)
         family = other.model.config.family
         steps = (8, 4, 2, 1) if family in ("flow_matching", "diffusion") else (None,)
         for count in steps:
             said = f"{family}, {count} steps" if count else family
-            rows.append(_judged(said, _ours(other, count), truth, known, SEEDS[:1]))
-            _note(rows[-1])
-    return rows
-
-
-def _note(row: dict) -> None:
-    print(f"{row['sample']}: {row['auc_high']:.3f} {row['auc_low']:.3f}", file=sys.stderr)
+            draw = _ours(other, count)
+            tasks[f"{said} @{other.model.fingerprint}"] = partial(
+                _judged, draw, truth, known, SEEDS[:1]
+            )
+    return tasks
 
 
 def _broken(known: Sample) -> dict[str, Sample]:
@@ -158,14 +185,13 @@ def _sample(draw: Draw, geometry: Geometry, seed: int) -> Sample:
     return Sample(draw(energies, particles, seed), energies, geometry)
 
 
-def _judged(
-    name: str, draw: Draw, truth: Sample, known: Sample, seeds: tuple[int, ...] = SEEDS
-) -> dict:
+def _judged(draw: Draw, truth: Sample, known: Sample, seeds: tuple[int, ...] = SEEDS) -> dict:
     """Mean scores of samples of several seeds; errors are their spread."""
     found = []
     for seed in seeds:
         sample = _sample(draw, truth.geometry, seed)
-        row = scores(sample, truth, seeds=(seed,) if len(seeds) > 1 else SEEDS)
+        chosen = (seed,) if len(seeds) > 1 else SEEDS
+        row = scores(sample, truth, seeds=chosen, distances=seed == seeds[0])
         if seed == seeds[0]:
             row["nn_ratio"] = memorised(sample, known, truth).ratio
         found.append(row)
@@ -173,7 +199,7 @@ def _judged(
     if len(seeds) > 1:
         for key in ("auc_high", "auc_low"):
             mean[f"{key}_std"] = float(np.std([row[key] for row in found]))
-    return {"sample": name, **mean, "ms_100": _cost(draw, 100), "ms_1": _cost(draw, 1)}
+    return {**mean, "ms_100": _cost(draw, 100), "ms_1": _cost(draw, 1)}
 
 
 def _cost(draw: Draw, batch: int, repeats: int = 5) -> float:

@@ -23,7 +23,8 @@ class Config:
         model: options of the family: of `SplittingCascade`, or of core's.
         validation: share of the showers that is held out, for early stopping and the certificate.
         rotate: rotations and reflections of a shower are as likely; None where the geometry says.
-        fit: of the training loop.
+        fit: of the training loop of the voxels.
+        profile_fit: of that of the layer energies, which come first and cost little.
     """
 
     family: str = "cascade"
@@ -39,6 +40,17 @@ class Config:
             ema=0.998,
             validate_every=250,
             save_every=250,
+        )
+    )
+    profile_fit: FitConfig = field(
+        default_factory=lambda: FitConfig(
+            steps=4000,
+            batch_size=128,
+            learning_rate=2e-3,
+            weight_decay=0.02,
+            ema=0.998,
+            validate_every=200,
+            save_every=400,
         )
     )
 
@@ -64,12 +76,17 @@ def parse_config(values: Mapping[str, Any]) -> Config:
         known = ", ".join(f.name for f in fields(Config))
         raise AleatorError(f"config: no option {min(unknown)!r}; known: {known}")
     default = Config()
-    chosen = dict(options.pop("fit", {}))
-    if unknown := set(chosen) - {f.name for f in fields(FitConfig)}:
-        known = ", ".join(f.name for f in fields(FitConfig))
-        raise AleatorError(f"config: no option fit.{min(unknown)}; known: {known}")
+    fits = {name: dict(options.pop(name, {})) for name in ("fit", "profile_fit")}
+    for name, chosen in fits.items():
+        if unknown := set(chosen) - {f.name for f in fields(FitConfig)}:
+            known = ", ".join(f.name for f in fields(FitConfig))
+            raise AleatorError(f"config: no option {name}.{min(unknown)}; known: {known}")
     try:
-        return Config(fit=FitConfig(**{**asdict(default.fit), **chosen}), **options)
+        made = {
+            name: FitConfig(**{**asdict(getattr(default, name)), **chosen})
+            for name, chosen in fits.items()
+        }
+        return Config(**made, **options)
     except TypeError as error:
         raise AleatorError(f"config: a value is of the wrong type ({error})") from None
 

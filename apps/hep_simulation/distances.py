@@ -30,8 +30,8 @@ def fpd(
     generated: np.ndarray,
     *,
     least: int = 1000,
-    points: int = 10,
-    repeats: int = 20,
+    points: int = 8,
+    repeats: int = 6,
     seed: int = 42,
 ) -> Estimate:
     """Fréchet physics distance of (N, F) from (M, F) features.

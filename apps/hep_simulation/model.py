@@ -22,7 +22,7 @@ from apps.hep_simulation.features import padded, unpadded
 from apps.hep_simulation.geometry import Geometry
 from apps.hep_simulation.validity import Validity, outside
 from core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from core.errors import AleatorError
+from core.errors import AleatorError, CheckpointError
 from core.model import GenerativeModel
 from core.random import Generators
 
@@ -153,7 +153,13 @@ class ShowerModel:
             stored["threshold"],
             tuple(stored["energy_range"]),
         )
-        model.generator.load_state_dict(_without("generator", tensors))
+        try:
+            model.generator.load_state_dict(_without("generator", tensors))
+        except RuntimeError:
+            raise CheckpointError(
+                f"{folder}: its networks are laid out as in another version of this program; "
+                "train the model again"
+            ) from None
         model.generator.eval()
         if "validity" in stored:
             parts = {n: v.numpy() for n, v in _without("validity", tensors).items()}
