@@ -44,8 +44,8 @@ class Config:
     )
     profile_fit: FitConfig = field(
         default_factory=lambda: FitConfig(
-            steps=4000,
-            batch_size=128,
+            steps=2000,
+            batch_size=64,
             learning_rate=2e-3,
             weight_decay=0.02,
             ema=0.998,

@@ -94,12 +94,27 @@ class Profile(nn.Module):
         self.total.standardise(condition)
 
     def _features(self, energies: Tensor, left: Tensor, total: Tensor) -> Tensor:
-        """What is known before each layer is drawn, (B, L, F)."""
-        state, found = _State(total), []
-        for layer in range(self.layers):
-            found.append(state.features(left[:, layer]))
-            state.add(energies[:, layer].clone(), layer)
-        return torch.stack(found, 1)
+        """What is known before each layer is drawn, (B, L, F): `_State` of all layers at once."""
+
+        def before(values: Tensor, back: int = 1) -> Tensor:
+            return F.pad(values, (back, 0))[:, : self.layers]
+
+        depth = torch.arange(self.layers).to(energies) / 20
+        last = [before(energies, back) for back in range(1, BACK + 1)]
+        first = (energies > 0).double().argmax(1, keepdim=True)
+        begun = before(energies).cumsum(1) > 0
+        peak, place = energies.cummax(1)
+        peak, place = before(peak), before(depth[place] * (peak > 0))
+        return _columns(
+            last,
+            left,
+            total[:, None].expand_as(left),
+            before(energies.cumsum(1)),
+            before((energies * depth).cumsum(1)),
+            torch.where(begun, depth[first] - 1, 1.0),
+            place,
+            peak,
+        )
 
     def _total_log_prob(self, total: Tensor, condition: Tensor) -> Tensor:
         """Ln p(E_tot): a probability of none, else a density of the response."""
@@ -142,7 +157,7 @@ class _State:
         zero = torch.zeros_like(total)
         self.last = [zero] * BACK
         self.sum, self.moment, self.peak = zero, zero, zero
-        self.start, self.peak_at, self.count = zero + 1, zero, 0
+        self.start, self.peak_at = zero + 1, zero
 
     def add(self, energy: Tensor, layer: int) -> None:
         depth = layer / 20
@@ -152,21 +167,41 @@ class _State:
         self.sum, self.moment = self.sum + energy, self.moment + depth * energy
         self.peak_at = torch.where(energy > self.peak, depth, self.peak_at)
         self.peak = torch.maximum(self.peak, energy)
-        self.count = layer + 1
 
     def features(self, left: Tensor) -> Tensor:
         """(B, BACK + 8)."""
-        safe = self.sum.clamp(min=1e-6)
-        whole = self.total.clamp(min=1e-6)
-        columns = [compress(e) for e in self.last]
-        columns += [
-            compress(left),
-            10 * left / whole,
-            self.moment / safe,
+        return _columns(
+            self.last,
+            left,
+            self.total,
+            self.sum,
+            self.moment,
             self.start,
             self.peak_at,
-            compress(self.peak),
-            compress(self.total),
-            (self.last[0] - self.last[1]) / (self.last[0] + self.last[1] + 1e-3),
-        ]
-        return torch.stack(columns, -1)
+            self.peak,
+        )
+
+
+def _columns(
+    last: list[Tensor],
+    left: Tensor,
+    total: Tensor,
+    done: Tensor,
+    moment: Tensor,
+    start: Tensor,
+    peak_at: Tensor,
+    peak: Tensor,
+) -> Tensor:
+    """Features of layers, (..., BACK + 8), from (...) each."""
+    columns = [compress(e) for e in last]
+    columns += [
+        compress(left),
+        10 * left / total.clamp(min=1e-6),
+        moment / done.clamp(min=1e-6),
+        start,
+        peak_at,
+        compress(peak),
+        compress(total),
+        (last[0] - last[1]) / (last[0] + last[1] + 1e-3),
+    ]
+    return torch.stack(columns, -1)

@@ -5,6 +5,7 @@ import torch
 
 from apps.hep_simulation.cascade import SplittingCascade, rotated, standard_condition, thinned
 from apps.hep_simulation.pattern import Pattern
+from apps.hep_simulation.profile import _State
 from core.errors import AleatorError
 from core.random import keyed_generator
 
@@ -69,6 +70,21 @@ def test_what_is_seen_when_drawing_is_what_the_density_sees(monkeypatch):
     assert drawn == len(seen) > 100
     worst = max((rows[0] - rows[1]).abs().max().item() for rows in seen.values())
     assert worst < 2e-3
+
+
+def test_the_profile_knows_the_same_when_drawing_as_in_the_density():
+    profile = _model((7, 1, 1)).profile
+    energies = 50 * torch.rand(40, 7, generator=torch.Generator().manual_seed(0))
+    energies[energies < 15] = 0
+    energies[0] = 0
+    left, total = energies.flip(1).cumsum(1).flip(1), energies.sum(1)
+    state, rows = _State(total), []
+    for layer in range(7):
+        rows.append(state.features(left[:, layer]))
+        state.add(energies[:, layer], layer)
+    assert torch.allclose(
+        torch.stack(rows, 1), profile._features(energies, left, total), atol=1e-5
+    )
 
 
 def test_energies_are_conserved_and_voxels_reach_the_threshold():
