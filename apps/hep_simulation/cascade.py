@@ -39,9 +39,9 @@ class SplittingCascade(GenerativeModel):
         *,
         classes: int,
         threshold: float,
-        radial: int = 256,
+        radial: int = 192,
         angular: int = 96,
-        profile: int = 192,
+        profile: int = 128,
         rotates: bool = True,
     ) -> None:
         """Assemble.

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from apps.hep_simulation import splits
 from apps.hep_simulation.layers import Perceptron, normal_mixture
 
-BACK = 10
+BACK = 6
 """Earlier layers that a layer's share is told of."""
 TOTAL_COMPONENTS = 4
 UNIT = 0.5
@@ -33,7 +33,7 @@ def compress(energy: Tensor) -> Tensor:
 class Profile(nn.Module):
     """p(E_1..E_L | condition)."""
 
-    def __init__(self, layers: int, conditions: int, threshold: float, hidden: int = 192) -> None:
+    def __init__(self, layers: int, conditions: int, threshold: float, hidden: int = 128) -> None:
         """L layers, D features of the condition (the first is ln E_inc / MeV)."""
         super().__init__()
         self.layers, self.threshold = layers, threshold
@@ -56,7 +56,7 @@ class Profile(nn.Module):
         rows = torch.cat([condition, features], -1)[there]
         parameters = self.share(rows, self.place(place))
         found = splits.log_prob(
-            parameters, energies[:, :-1][there], rest[:, :-1][there], self.threshold, normal=True
+            parameters, energies[:, :-1][there], rest[:, :-1][there], self.threshold
         )
         return value.index_add(0, there.nonzero()[:, 0], found)
 
@@ -76,9 +76,7 @@ class Profile(nn.Module):
                 break
             rows = torch.cat([condition, state.features(left)], 1)[there]
             parameters = self.share(rows, self.place.weight[layer].expand(len(rows), -1))
-            a, b = splits.draw(
-                parameters, left[there], uniform[there, layer + 1], self.threshold, normal=True
-            )
+            a, b = splits.draw(parameters, left[there], uniform[there, layer + 1], self.threshold)
             energies[there, layer] = a
             left[there] = b
             state.add(energies[:, layer].clone(), layer)

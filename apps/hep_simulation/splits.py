@@ -2,7 +2,7 @@ r"""The law of one split: how an energy E is shared by two parts, with honest ze
 
 Either all of it goes to a, or all to b, or both get at least the threshold τ of a voxel:
 
-    E_a = τ + (E - 2 τ) σ(y),   y ~ Σ_k w_k L(μ_k, s_k),   L logistic or normal
+    E_a = τ + (E - 2 τ) σ(y),   y ~ Σ_k w_k Logistic(μ_k, s_k)
 
 so that parts add up to the whole exactly, and nothing lies between zero and the threshold. One
 softmax weighs the two whole outcomes and the K components. The density is that of the mixed
@@ -10,8 +10,6 @@ measure: probabilities of the whole outcomes, density in E_a (1/MeV) otherwise.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -43,12 +41,10 @@ def _parts(parameters: Tensor, both: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logits, mean, log_scale = parameters.split([components + 2, components, components], -1)
     barred = torch.zeros_like(logits)
     barred[:, 2:] = torch.where(both, 0.0, IMPOSSIBLE)[:, None]
-    return logits + barred, mean, log_scale.clamp(-5.0, 3.0)
+    return logits + barred, mean, log_scale.clamp(-6.0, 3.0)
 
 
-def log_prob(
-    parameters: Tensor, a: Tensor, b: Tensor, threshold: float, normal: bool = False
-) -> Tensor:
+def log_prob(parameters: Tensor, a: Tensor, b: Tensor, threshold: float) -> Tensor:
     """Ln p of splits into a and b.
 
     Args:
@@ -56,7 +52,6 @@ def log_prob(
         a: (M,) energy of the first part, MeV: 0 or at least the threshold.
         b: (M,) of the other.
         threshold: τ > 0, MeV.
-        normal: the law of the components, with light tails; else logistic.
 
     Returns:
         (M,) nats.
@@ -66,17 +61,14 @@ def log_prob(
     least = LEAST * threshold
     log_a, log_b = ((e - threshold).clamp(min=least).log() for e in (a, b))
     z = ((log_a - log_b)[:, None] - mean) * (-log_scale).exp()
-    if normal:
-        density = -0.5 * z.square() - log_scale - 0.5 * math.log(2 * math.pi)
-    else:
-        density = -z - log_scale - 2 * F.softplus(-z)
+    density = -z - log_scale - 2 * F.softplus(-z)
     inside = torch.logsumexp(logits[:, 2:] + density, -1) + torch.logaddexp(-log_a, -log_b)
     whole = torch.where(b > 0, logits[:, 1], logits[:, 0])
     return torch.where(shared, inside, whole) - torch.logsumexp(logits, -1)
 
 
 def draw(
-    parameters: Tensor, energy: Tensor, uniform: Tensor, threshold: float, normal: bool = False
+    parameters: Tensor, energy: Tensor, uniform: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
     """Share energies out.
 
@@ -85,7 +77,6 @@ def draw(
         energy: (M,) E > 0, MeV.
         uniform: (M, 2) in [0, 1): the outcome, and where in its component.
         threshold: τ, MeV.
-        normal: the law of the components; else logistic.
 
     Returns:
         (M,) E_a and (M,) E_b; they add up to E within rounding.
@@ -96,8 +87,7 @@ def draw(
     outcome = outcome.clamp(max=logits.shape[-1] - 1)
     component = (outcome - 2).clamp(min=0)
     place = uniform[:, 1:].contiguous().clamp(1e-6, 1 - 1e-6)
-    noise = torch.special.ndtri(place) if normal else torch.logit(place)
-    y = noise * log_scale.gather(1, component).exp()
+    y = torch.logit(place) * log_scale.gather(1, component).exp()
     y = (y + mean.gather(1, component))[:, 0]
     excess, first = energy - 2 * threshold, outcome[:, 0]
     # not torch.sigmoid, which rounds the last few of a batch differently

@@ -13,9 +13,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-TURNS = 3
-"""Angular splits of one depth happen one after the other: ring 0, then ring 1, then all others."""
-
 
 @dataclass(frozen=True)
 class Split:
@@ -113,10 +110,9 @@ class Tree:
         for deep in range(depth):
             for ring in range(self.rings):
                 kind = kinds + deep * self.rings + ring
-                level = radial_levels + TURNS * deep + min(ring, TURNS - 1)
                 for place in range(1 << deep, 2 << deep):
                     parent, a, b = (self.heap(ring, p) for p in (place, 2 * place, 2 * place + 1))
-                    found.append(Split(parent, a, b, level, kind, ring))
+                    found.append(Split(parent, a, b, radial_levels + deep, kind, ring))
         return tuple(found)
 
     def beside(self, node: int, step: int) -> int:

@@ -25,13 +25,12 @@ def _grid(energy, count=20_000):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("normal", [False, True])
 @pytest.mark.parametrize("energy", [0.5, 3.0, 40.0])
-def test_probabilities_and_density_add_up_to_one(energy, normal):
+def test_probabilities_and_density_add_up_to_one(energy):
     total = 0.0
     if energy >= 2 * THRESHOLD:
         a, b, width = _grid(energy)
-        inside = splits.log_prob(_parameters(len(a)), a, b, THRESHOLD, normal).exp()
+        inside = splits.log_prob(_parameters(len(a)), a, b, THRESHOLD).exp()
         total = (inside * width).sum().item()
     ends = torch.tensor([energy, 0.0], dtype=torch.float64)
     whole = splits.log_prob(_parameters(2), ends, ends.flip(0), THRESHOLD).exp().sum().item()
@@ -40,12 +39,11 @@ def test_probabilities_and_density_add_up_to_one(energy, normal):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("normal", [False, True])
-def test_draws_follow_the_density(normal):
+def test_draws_follow_the_density():
     energy, count = 10.0, 40_000
     uniform = torch.rand(count, 2, generator=torch.Generator().manual_seed(1)).double()
     whole = torch.full((count,), energy, dtype=torch.float64)
-    a, b = splits.draw(_parameters(count), whole, uniform, THRESHOLD, normal)
+    a, b = splits.draw(_parameters(count), whole, uniform, THRESHOLD)
     assert torch.allclose(a + b, whole)
     ends = torch.tensor([energy, 0.0], dtype=torch.float64)
     expected = splits.log_prob(_parameters(2), ends, ends.flip(0), THRESHOLD).exp()
@@ -58,7 +56,7 @@ def test_draws_follow_the_density(normal):
     assert inside.min() >= THRESHOLD
     assert (energy - inside).min() >= THRESHOLD - 1e-12
     grid, other, width = _grid(energy)
-    density = splits.log_prob(_parameters(len(grid)), grid, other, THRESHOLD, normal).exp() * width
+    density = splits.log_prob(_parameters(len(grid)), grid, other, THRESHOLD).exp() * width
     cumulative = density.cumsum(0) / density.sum()
     law = lambda v: np.interp(v, grid.numpy(), cumulative.numpy())  # noqa: E731
     assert stats.kstest(inside.numpy(), law).pvalue > 1e-3
