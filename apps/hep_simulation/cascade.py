@@ -30,8 +30,6 @@ class SplittingCascade(GenerativeModel):
     """Events (L, A, R) in MeV; context `vector` (B, 1) ln E_inc / MeV and `label` (B,)."""
 
     takes_net = False
-    stage = "pattern"
-    """What is being learnt: "profile" or "pattern"; they share nothing."""
 
     def __init__(
         self,
@@ -70,19 +68,15 @@ class SplittingCascade(GenerativeModel):
     def loss(
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
     ) -> Loss:
-        """Negative log-likelihood of the stage that is being learnt, in hundreds of nats.
-
-        Of the pattern, an unbiased estimate from a random part of the splits.
-        """
+        """Negative log-likelihood in hundreds of nats, from a random part of the splits."""
         nodes, condition = self.nodes(x), standard_condition(context, self.classes)
-        if self.stage == "profile":
-            profile = -self.profile.log_prob(nodes[..., self.tree.root], condition)
-            return Loss(profile / 100, {"profile": profile.detach()})
+        profile = -self.profile.log_prob(nodes[..., self.tree.root], condition)
         found, shower = self.pattern.log_prob(
             nodes, condition, lambda a: thinned(a, len(x), generator)
         )
         pattern = x.new_zeros(len(x)).index_add(0, shower, -found)
-        return Loss(pattern / 100, {"pattern": pattern.detach()})
+        terms = {"profile": profile.detach(), "pattern": pattern.detach()}
+        return Loss((profile + pattern) / 100, terms)
 
     @torch.no_grad()
     def log_prob(

@@ -23,8 +23,7 @@ class Config:
         model: options of the family: of `SplittingCascade`, or of core's.
         validation: share of the showers that is held out, for early stopping and the certificate.
         rotate: rotations and reflections of a shower are as likely; None where the geometry says.
-        fit: of the training loop of the voxels.
-        profile_fit: of that of the layer energies, which come first and cost little.
+        fit: of the training loop.
     """
 
     family: str = "cascade"
@@ -33,24 +32,13 @@ class Config:
     rotate: bool | None = None
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(
-            steps=5000,
+            steps=3000,
             batch_size=32,
             learning_rate=3e-3,
             weight_decay=0.01,
-            ema=0.998,
+            ema=0.995,
             validate_every=250,
             save_every=250,
-        )
-    )
-    profile_fit: FitConfig = field(
-        default_factory=lambda: FitConfig(
-            steps=2000,
-            batch_size=64,
-            learning_rate=2e-3,
-            weight_decay=0.02,
-            ema=0.998,
-            validate_every=200,
-            save_every=400,
         )
     )
 
@@ -76,17 +64,12 @@ def parse_config(values: Mapping[str, Any]) -> Config:
         known = ", ".join(f.name for f in fields(Config))
         raise AleatorError(f"config: no option {min(unknown)!r}; known: {known}")
     default = Config()
-    fits = {name: dict(options.pop(name, {})) for name in ("fit", "profile_fit")}
-    for name, chosen in fits.items():
-        if unknown := set(chosen) - {f.name for f in fields(FitConfig)}:
-            known = ", ".join(f.name for f in fields(FitConfig))
-            raise AleatorError(f"config: no option {name}.{min(unknown)}; known: {known}")
+    chosen = dict(options.pop("fit", {}))
+    if unknown := set(chosen) - {f.name for f in fields(FitConfig)}:
+        known = ", ".join(f.name for f in fields(FitConfig))
+        raise AleatorError(f"config: no option fit.{min(unknown)}; known: {known}")
     try:
-        made = {
-            name: FitConfig(**{**asdict(getattr(default, name)), **chosen})
-            for name, chosen in fits.items()
-        }
-        return Config(**made, **options)
+        return Config(fit=FitConfig(**{**asdict(default.fit), **chosen}), **options)
     except TypeError as error:
         raise AleatorError(f"config: a value is of the wrong type ({error})") from None
 

@@ -85,10 +85,16 @@ def kpd(
     repeats: int = 10,
     seed: int = 42,
 ) -> Estimate:
-    """Kernel physics distance of (N, F) from (M, F) features: median of batches, half the IQR."""
+    """Kernel physics distance of (N, F) from (M, F) features.
+
+    The median over random batches, with half the interquartile range as its error; samples that
+    are smaller than a batch are taken whole, once, and the error is 0.
+    """
     x, y = normalised(reference, generated)
     random = np.random.default_rng(seed)
     sizes = (min(batch, len(x)), min(batch, len(y)))
+    if sizes == (len(x), len(y)):
+        repeats = 1  # the batch is everything: there is nothing to repeat
     values = []
     for _ in range(repeats):
         parts = [

@@ -32,8 +32,6 @@ class ProfileAndField(GenerativeModel):
     """Events (L, A, R) in MeV; context as of `SplittingCascade`."""
 
     takes_net = False
-    stage = "field"
-    """What is being learnt: "profile" or "field"; they share nothing."""
 
     def __init__(
         self,
@@ -68,14 +66,13 @@ class ProfileAndField(GenerativeModel):
     def loss(
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
     ) -> Loss:
-        """The field's loss, or (stage "profile") the profile's, in hundreds of nats."""
+        """The profile's negative log-likelihood (in hundreds of nats) plus the field's loss."""
         condition = standard_condition(context, self.classes)
         energies = x.sum((2, 3))
-        if self.stage == "profile":
-            profile = -self.profile.log_prob(energies, condition)
-            return Loss(profile / 100, {"profile": profile.detach()})
+        profile = -self.profile.log_prob(energies, condition) / 100
         z = self.shares.forward(x, rand(x.shape, generator))
-        return self.field.loss(z, self._inner(energies, condition), generator=generator)
+        inner = self.field.loss(z, self._inner(energies, condition), generator=generator)
+        return Loss(profile + inner.value, {"profile": profile.detach(), **inner.terms})
 
     def _inner(self, energies: Tensor, condition: Tensor) -> dict[str, Tensor]:
         """What the field is told: the condition, and the energy of each layer."""

@@ -37,8 +37,6 @@ FIRST = 600
 """Training showers that the scales of the networks' inputs are taken from."""
 LEAST = 200
 """Showers needed to train at all."""
-PROFILE = "profile"
-"""The first stage of training: the layer energies."""
 SCORED = 300
 """Held-out showers that early stopping looks at."""
 
@@ -71,11 +69,7 @@ def train(
     """
     if (output / "model.json").exists() and not overwrite:
         raise AleatorError(f"{output} holds a model; choose another folder or --overwrite")
-    config = dataclasses.replace(
-        config,
-        fit=dataclasses.replace(config.fit, seed=seed),
-        profile_fit=dataclasses.replace(config.profile_fit, seed=seed),
-    )
+    config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
     names = [open_showers(path, geometry) for path in sources]
     data = read_all(sources, geometry)
     fingerprint = "-".join(file.fingerprint() for file in names)
@@ -91,34 +85,26 @@ def train(
     )
     rotates = geometry.uniform if config.rotate is None else config.rotate
     begin(model.generator, events, context)
-    fitted = None
-    for stage in (PROFILE, model.generator.stage):
-        model.generator.stage = stage
-        fitted = fit(
-            model.generator,
-            make_batches(events, context, config, rotates, stage),
-            config.profile_fit if stage == PROFILE else config.fit,
-            folder=output / "training" / stage,
-            score=make_score(model, held, stage, seed),
-            resume=resume,
-            device="cpu",
-            job={"data": fingerprint, "config": config.to_dict()},
-        )
-        say(f"{stage}: {fitted.best_score:.6g} at step {fitted.best_step}, "
-            f"{fitted.seconds / 60:.1f} min")  # fmt: skip
-        model.generator.load_state_dict(fitted.model.state_dict())
-    assert fitted is not None
-    model.generator.eval()
+    fitted = fit(
+        model.generator,
+        make_batches(events, context, config, rotates),
+        config.fit,
+        folder=output / "training",
+        score=make_score(model, held, seed),
+        resume=resume,
+        device="cpu",
+        job={"data": fingerprint, "config": config.to_dict()},
+    )
+    model.generator = fitted.model.eval()
     model.validity = fit_validity(_arrays(learnt), _arrays(held), geometry)
     model.closure = judge(model, held, seed)
     for name, found in model.closure.items():
         say(f"held out, {name}: bias {found['bias']:+.3f} sd, worth {found['worth']:.0f} events")
-    minutes = (time.monotonic() - started) / 60
+    minutes = fitted.seconds / 60
     card = _card(model, sources, len(learnt), len(held), fitted, minutes)
     saved = model.save(output, card, fingerprint)
     write_card(output / "card.md", card)
-    for log in sorted((output / "training").glob("*/metrics.jsonl")):
-        shutil.copy(log, output / f"metrics_{log.parent.name}.jsonl")
+    shutil.copy(output / "training" / "metrics.jsonl", output / "metrics.jsonl")
     shutil.rmtree(output / "training")
     (output / "binning.xml").write_text(geometry.to_xml(), encoding="utf-8")
     say(f"{output}: model {saved.fingerprint}, best at step {fitted.best_step}, "
@@ -171,12 +157,10 @@ def begin(generator: GenerativeModel, events: Tensor, context: dict[str, Tensor]
 
 
 def make_batches(
-    events: Tensor, context: dict[str, Tensor], config: Config, rotates: bool, stage: str
+    events: Tensor, context: dict[str, Tensor], config: Config, rotates: bool
 ) -> Callable[[int, torch.Generator], tuple[Tensor, Context]]:
     """Batches of showers, each turned and reflected at random where that is a symmetry."""
-    size = (config.profile_fit if stage == PROFILE else config.fit).batch_size
-    sectors = events.shape[2]
-    rotates = rotates and stage != PROFILE  # layer energies do not turn
+    size, sectors = config.fit.batch_size, events.shape[2]
 
     def batches(step: int, generator: torch.Generator) -> tuple[Tensor, Context]:
         rows = batch_indices(config.fit.seed, step, size, len(events))
@@ -189,10 +173,8 @@ def make_batches(
     return batches
 
 
-def make_score(
-    model: ShowerModel, held: Chunk, stage: str, seed: int
-) -> Callable[[GenerativeModel], float]:
-    """Loss of held-out showers: of the whole of what is learnt at a stage, noise held fixed."""
+def make_score(model: ShowerModel, held: Chunk, seed: int) -> Callable[[GenerativeModel], float]:
+    """Negative log-likelihood of held-out showers, or their loss where there is no density."""
     events = model.events(held.showers[:SCORED])
     context = model.context(held.energies[:SCORED], held.particles[:SCORED])
 
@@ -203,8 +185,11 @@ def make_score(
         for start in range(0, len(events), 100):
             rows = slice(start, start + 100)
             part = {name: value[rows] for name, value in context.items()}
-            stream = keyed_generator(seed, start)
-            total += float(generator.loss(events[rows], part, generator=stream).value.sum())
+            if model.config.family == "cascade":
+                total -= float(generator.log_prob(events[rows], part).value.sum())
+            else:
+                stream = keyed_generator(seed, start)
+                total += float(generator.loss(events[rows], part, generator=stream).value.sum())
         return total / len(events)
 
     return score

@@ -69,7 +69,6 @@ def test_simulate_with_no_argument_runs_the_bundled_weights(tmp_path, monkeypatc
 def test_train_simulate_evaluate_of_a_users_own_showers(tmp_path):
     model, out, report = tmp_path / "m", tmp_path / "o.hdf5", tmp_path / "r"
     tiny = ["--set", "fit.steps=4", "--set", "fit.batch_size=16", "--set", "model.angular=16"]
-    tiny += ["--set", "profile_fit.steps=4"]
     made = invoke("train", SHOWERS, "--geometry", BINNING, "-o", model, *tiny)
     assert made.exit_code == 0, made.output
     assert "knows: electron, photon" in invoke("info", model).stdout

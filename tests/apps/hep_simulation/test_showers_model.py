@@ -28,7 +28,7 @@ def trained(tmp_path_factory, toy):
     with h5py.File(folder / "train.hdf5", "w") as file:
         file["showers"], file["incident_energies"] = showers, energies[:, None]
         file["incident_pdg"] = particles[:, None]
-    config = parse_config({"model": SIZES, "fit": TINY, "profile_fit": TINY})
+    config = parse_config({"model": SIZES, "fit": TINY})
     train([folder / "train.hdf5"], geometry, folder / "m", config, say=lambda line: None)
     return folder, geometry
 
@@ -133,7 +133,7 @@ def test_the_file_is_of_the_layout_and_carries_its_certificate(trained, tmp_path
 @pytest.mark.parametrize("family", ["flow", "flow_matching", "diffusion", "vae"])
 def test_every_family_trains_and_conserves_the_layer_energies(family, trained, tmp_path):
     folder, geometry = trained
-    values = {"family": family, "fit": {**TINY, "steps": 2}, "profile_fit": TINY}
+    values = {"family": family, "fit": {**TINY, "steps": 2}}
     if family in ("flow_matching", "diffusion"):
         values["model"] = {"net": {"channels": 8}}
     config = parse_config(values)
@@ -153,7 +153,7 @@ def test_every_family_trains_and_conserves_the_layer_energies(family, trained, t
 
 def test_training_goes_on_where_it_stopped(trained, tmp_path):
     folder, geometry = trained
-    config = parse_config({"model": SIZES, "fit": TINY, "profile_fit": TINY})
+    config = parse_config({"model": SIZES, "fit": TINY})
     (tmp_path / "m").mkdir()
     with pytest.raises(AleatorError, match="holds a model"):
         train([folder / "train.hdf5"], geometry, folder / "m", config, say=_silent)
