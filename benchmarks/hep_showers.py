@@ -90,55 +90,64 @@ def _used(rows: list[dict]) -> dict[str, str]:
 def _rows(
     simulator: Simulator, options: argparse.Namespace, truth: Sample, known: Sample, train: Chunk
 ) -> list[dict]:
-    """All rows; those that an earlier run has left in the cache are not made again."""
+    """All rows; the parts that an earlier run has left in the cache are not made again."""
     made = {}
     if options.cache and options.cache.exists():
         made = json.loads(options.cache.read_text())
-    rows = []
-    for name, make in _tasks(simulator, options.families, truth, known, train).items():
-        if name not in made:
-            if options.only and options.only not in name:
+    rows: dict[str, list[dict]] = {}
+    for (name, part), make in _tasks(simulator, options.families, truth, known, train).items():
+        key = f"{name} #{part}"
+        if key not in made:
+            if options.only and options.only not in key:
                 continue
-            print(name, end=" ", file=sys.stderr, flush=True)
-            made[name] = {"sample": name.partition(" @")[0], **make()}
-            row = made[name]
-            print(f"{row['auc_high']:.3f} {row['auc_low']:.3f}", file=sys.stderr, flush=True)
+            made[key] = make()
+            print(key, made[key].get("auc_high"), file=sys.stderr, flush=True)
             if options.cache:
                 write_text(options.cache, json.dumps(made))
-        rows.append(made[name])
-    return rows
+        rows.setdefault(name, []).append(made[key])
+    return [{"sample": name.partition(" @")[0], **_mean(parts)} for name, parts in rows.items()]
+
+
+def _mean(parts: list[dict]) -> dict:
+    """Means over seeds; the spread of the AUC where there are several."""
+    keys = dict.fromkeys(key for part in parts for key in part)
+    values = {key: [part[key] for part in parts if key in part] for key in keys}
+    mean = {key: float(np.mean(found)) for key, found in values.items()}
+    for key in ("auc_high", "auc_low"):
+        if len(values[key]) > 1:
+            mean[f"{key}_std"] = float(np.std(values[key]))
+    return mean
 
 
 def _tasks(
     simulator: Simulator, folder: Path | None, truth: Sample, known: Sample, train: Chunk
-) -> dict[str, Callable[[], dict]]:
-    """Name of each row, with the model's fingerprint where one is judged, and what makes it."""
+) -> dict[tuple[str, str], Callable[[], dict]]:
+    """What makes each part of a row, by the row's name (and model's fingerprint) and the part."""
     geometry = truth.geometry
     parts = (train.showers, train.energies, train.particles)
-    tasks: dict[str, Callable[[], dict]] = {
-        "floor: Geant4, training showers": lambda: scores(known, truth)
+    tasks: dict[tuple[str, str], Callable[[], dict]] = {
+        ("floor: Geant4, training showers", "all"): lambda: scores(known, truth)
     }
     for name, broken in _broken(known).items():
-        tasks[f"power check: {name}"] = partial(scores, broken, truth)
-    baselines = {
-        "frozen library": FrozenLibrary(*parts, geometry, turns=False),
-        "frozen library, turned": FrozenLibrary(*parts, geometry),
-        "GFlash-like": Parametrised.fit(*parts, geometry),
-    }
-    for name, baseline in baselines.items():
-        tasks[name] = partial(_judged, _seeded(baseline.sample), truth, known)
+        tasks[f"power check: {name}", "all"] = partial(scores, broken, truth)
     mark = simulator.model.fingerprint
-    tasks[f"ours: cascade @{mark}"] = partial(_judged, _ours(simulator), truth, known)
+    draws = {
+        "frozen library": _seeded(FrozenLibrary(*parts, geometry, turns=False).sample),
+        "frozen library, turned": _seeded(FrozenLibrary(*parts, geometry).sample),
+        "GFlash-like": _seeded(Parametrised.fit(*parts, geometry).sample),
+        f"ours: cascade @{mark}": _ours(simulator),
+    }
     for path in sorted(folder.iterdir()) if folder else []:
         other = Simulator.load(path)
         family = other.model.config.family
         steps = (8, 4, 2, 1) if family in ("flow_matching", "diffusion") else (None,)
         for count in steps:
             said = f"{family}, {count} steps" if count else family
-            draw = _ours(other, count)
-            tasks[f"{said} @{other.model.fingerprint}"] = partial(
-                _judged, draw, truth, known, SEEDS[:1]
-            )
+            draws[f"{said} @{other.model.fingerprint}"] = _ours(other, count)
+    for name, draw in draws.items():
+        for seed in SEEDS:
+            tasks[name, f"seed {seed}"] = partial(_judged, draw, truth, known, seed)
+        tasks[name, "speed"] = partial(_speed, draw)
     return tasks
 
 
@@ -185,21 +194,18 @@ def _sample(draw: Draw, geometry: Geometry, seed: int) -> Sample:
     return Sample(draw(energies, particles, seed), energies, geometry)
 
 
-def _judged(draw: Draw, truth: Sample, known: Sample, seeds: tuple[int, ...] = SEEDS) -> dict:
-    """Mean scores of samples of several seeds; errors are their spread."""
-    found = []
-    for seed in seeds:
-        sample = _sample(draw, truth.geometry, seed)
-        chosen = (seed,) if len(seeds) > 1 else SEEDS
-        row = scores(sample, truth, seeds=chosen, distances=seed == seeds[0])
-        if seed == seeds[0]:
-            row["nn_ratio"] = memorised(sample, known, truth).ratio
-        found.append(row)
-    mean = {key: float(np.mean([row[key] for row in found if key in row])) for key in found[0]}
-    if len(seeds) > 1:
-        for key in ("auc_high", "auc_low"):
-            mean[f"{key}_std"] = float(np.std([row[key] for row in found]))
-    return {**mean, "ms_100": _cost(draw, 100), "ms_1": _cost(draw, 1)}
+def _judged(draw: Draw, truth: Sample, known: Sample, seed: int) -> dict:
+    """Scores of a sample of one seed; what costs much of the first one only."""
+    sample = _sample(draw, truth.geometry, seed)
+    first = seed == SEEDS[0]
+    row = scores(sample, truth, seeds=(seed,), distances=first)
+    if first:
+        row["nn_ratio"] = memorised(sample, known, truth).ratio
+    return row
+
+
+def _speed(draw: Draw) -> dict:
+    return {"ms_100": _cost(draw, 100), "ms_1": _cost(draw, 1)}
 
 
 def _cost(draw: Draw, batch: int, repeats: int = 5) -> float:

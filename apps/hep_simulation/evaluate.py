@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from apps.hep_simulation.certificate import Closure, certify
-from apps.hep_simulation.data import open_showers
+from apps.hep_simulation.data import ShowerFile, open_showers
 from apps.hep_simulation.evaluation import COLUMNS, FORMATS, Sample, memorised, scores
 from apps.hep_simulation.geometry import Geometry
 from apps.hep_simulation.observables import ResponseBin, response_bins
@@ -58,12 +58,14 @@ def evaluate(
     """
     if (output / "results.json").exists() and not overwrite:
         raise AleatorError(f"{output} holds a report; choose another folder or --overwrite")
-    sample, flagged = _read(generated, geometry)
-    truth, _ = _read(reference, geometry)
+    sample, file = _read(generated, geometry)
+    truth, known_file = _read(reference, geometry)
+    for warning in _warnings(sample, truth, file, known_file):
+        say(f"warning: {warning}")
     seeds = (seed, seed + 1, seed + 2)
     say(f"{len(sample)} generated against {len(truth)} reference showers")
     rows = [{"sample": generated.name, **scores(sample, truth, seeds=seeds)}]
-    extra: dict[str, Any] = {"flagged": flagged}
+    extra: dict[str, Any] = {"flagged": int(file.attributes.get("flagged", 0))}
     if train is not None:
         known, _ = _read(train, geometry)
         found = memorised(sample, known, truth)
@@ -90,13 +92,31 @@ def evaluate(
     return results
 
 
-def _read(path: Path, geometry: Geometry) -> tuple[Sample, int]:
-    """Showers of a file, and how many of them it says were outside of training."""
+def _read(path: Path, geometry: Geometry) -> tuple[Sample, ShowerFile]:
+    """Showers of a file, and the file."""
     file = open_showers(path, geometry)
     if file.count < LEAST:
         raise AleatorError(f"{path}: {file.count} showers; at least {LEAST} are needed to judge")
     found = file.read(MOST)
-    return Sample(found.showers, found.energies, geometry), int(file.attributes.get("flagged", 0))
+    return Sample(found.showers, found.energies, geometry), file
+
+
+def _warnings(sample: Sample, truth: Sample, file: ShowerFile, known: ShowerFile) -> list[str]:
+    """What makes a comparison unfair."""
+    from scipy.stats import ks_2samp
+
+    found = []
+    if known.fingerprint() in str(file.attributes.get("trained_on", "")).split("-"):
+        found.append(
+            f"{known.path} is what the model of {file.path} was trained on; judge it against "
+            "showers that it has not seen"
+        )
+    if ks_2samp(sample.energies, truth.energies).pvalue < 1e-4:
+        found.append(
+            "the incident energies of the two files are distributed differently; every score "
+            "sees that, too: simulate with --conditions of the reference"
+        )
+    return found
 
 
 def _shift(sample: Sample, known: Sample, truth: Sample, geometry: Geometry) -> dict[str, Any]:

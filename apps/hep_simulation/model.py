@@ -43,6 +43,7 @@ class ShowerModel:
         validity: what training showers look like; None before training is over.
         closure: observable -> what the certificate says of it; empty before.
         fingerprint: of the checkpoint; empty before it is saved.
+        data: fingerprint of the training showers, likewise.
         card: what the checkpoint says about its making.
     """
 
@@ -55,6 +56,7 @@ class ShowerModel:
     validity: Validity | None = None
     closure: dict[str, dict[str, float]] = field(default_factory=dict)
     fingerprint: str = ""
+    data: str = ""
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def context(self, energies: np.ndarray, particles: np.ndarray) -> dict[str, Tensor]:
@@ -169,6 +171,7 @@ class ShowerModel:
             )
         model.closure = stored["closure"]
         model.fingerprint, model.card = found.fingerprint, found.card
+        model.data = found.data_fingerprint
         return model
 
 

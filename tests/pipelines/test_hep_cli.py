@@ -77,6 +77,8 @@ def test_train_simulate_evaluate_of_a_users_own_showers(tmp_path):
     options = ["--geometry", BINNING, "-o", report, "--train", SHOWERS, "--no-figures"]
     judged = invoke("evaluate", out, SHOWERS, *options)
     assert judged.exit_code == 0, judged.output
+    assert "is what the model of" in judged.stderr
+    assert "distributed differently" not in judged.stderr
     results = json.loads((report / "results.json").read_text())
     assert results["scores"][0]["auc_high"] > 0.9  # four steps teach nothing
     assert results["scores"][1]["sample"] == "showers.hdf5 (floor)"
