@@ -114,7 +114,7 @@ def _mean(parts: list[dict]) -> dict:
     values = {key: [part[key] for part in parts if key in part] for key in keys}
     mean = {key: float(np.mean(found)) for key, found in values.items()}
     for key in ("auc_high", "auc_low"):
-        if len(values[key]) > 1:
+        if len(values.get(key, ())) > 1:
             mean[f"{key}_std"] = float(np.std(values[key]))
     return mean
 
