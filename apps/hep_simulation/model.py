@@ -80,7 +80,7 @@ class ShowerModel:
         """(N,) whether conditions are outside of training."""
         return outside(energies, particles, self.energy_range, self.particles)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def sample(
         self,
         energies: np.ndarray,

@@ -8,7 +8,8 @@ a shower of 45 layers takes 52 evaluations, and only where there is energy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -115,10 +116,12 @@ class Pattern(nn.Module):
     ) -> Tensor:
         """Parameters (M, P) of splits (M,) of layers (M,) of showers (M,)."""
         rows, kind = self._rows(memory, shower, layer, split, facts), self.splits[split, 3]
-        angular = split >= len(self.tree.ranges)
         found = rows.new_empty(len(rows), splits.width())
-        for law, mine in ((self.radial, ~angular), (self.angular, angular)):
-            found[mine] = law(rows[mine], kind[mine], layer[mine])
+        angular = split >= len(self.tree.ranges)
+        for law, which in ((self.radial, ~angular), (self.angular, angular)):
+            mine = which.nonzero()[:, 0]
+            if len(mine):
+                found[mine] = law(rows[mine], kind[mine], layer[mine])
         return found
 
     def _rows(
@@ -161,32 +164,34 @@ class Pattern(nn.Module):
         """Nodes (B, L, N), given layer energies (B, L), (B, D) and (B, L, S, 2) uniforms."""
         memory = _Memory.empty(energies, self.tree)
         facts = self._facts(memory.energy[:, BACK : BACK + self.layers], condition)
-        for layers, chosen in self._waves():
-            parents = memory.energy[:, layers + BACK, self.splits[chosen, 0]]
-            there = (parents > 0).nonzero()
-            if len(there):
-                shower, column = there.unbind(1)
+        for layers, chosen, parent, children in self._schedule:
+            parents = memory.energy[:, layers + BACK, parent]
+            shower, column = (parents > 0).nonzero().unbind(1)
+            if len(shower):
                 layer, split = layers[column], chosen[column]
                 parameters = self._law(memory, shower, layer, split, facts)
-                a, b = splits.draw(
+                drawn = splits.draw(
                     parameters,
                     parents[shower, column],
                     uniform[shower, layer, split],
                     self.threshold,
                 )
-                memory.put(shower, layer, self.splits[split, 1], a)
-                memory.put(shower, layer, self.splits[split, 2], b)
-            memory.carry(layers, self.splits[chosen, 1:3])
+                memory.put(shower, layer, children[column], torch.stack(drawn, 1))
+            memory.carry(layers, children)
         return memory.energy[:, BACK : BACK + self.layers]
 
-    def _waves(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The splits of each time: (M,) layers and (M,) numbers of splits."""
+    @cached_property
+    def _schedule(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """What is split at each time: (M,) layers, splits and parents, and (M, 2) children."""
         level = self.splits[:, 4]
         by_level = [(level == k).nonzero()[:, 0] for k in range(self.tree.levels)]
+        found = []
         for time in range(self.layers + self.tree.levels - 1):
             pairs = [(time - k, s) for k, s in enumerate(by_level) if 0 <= time - k < self.layers]
             layers = torch.cat([torch.full_like(s, layer) for layer, s in pairs])
-            yield layers, torch.cat([s for _, s in pairs])
+            chosen = torch.cat([s for _, s in pairs])
+            found.append((layers, chosen, self.splits[chosen, 0], self.splits[chosen, 1:3]))
+        return found
 
 
 class _Law(nn.Module):
@@ -241,9 +246,9 @@ class _Memory:
         start = shower * self.all[0].numel() + (layer + BACK) * self.width
         return self.all.view(-1)[start[:, None] + offsets]
 
-    def put(self, shower: Tensor, layer: Tensor, node: Tensor, energy: Tensor) -> None:
-        """Note energies (M,) of nodes."""
-        self.energy[shower, layer + BACK, node] = energy
+    def put(self, shower: Tensor, layer: Tensor, nodes: Tensor, energies: Tensor) -> None:
+        """Note energies (M, 2) of nodes (M, 2)."""
+        self.energy[shower[:, None], layer[:, None] + BACK, nodes] = energies
 
     def carry(self, layers: Tensor, nodes: Tensor) -> None:
         """Update the running sums of nodes (M, 2) that are settled now."""

@@ -98,13 +98,14 @@ class Profile(nn.Module):
             return F.pad(values, (back, 0))[:, : self.layers]
 
         depth = torch.arange(self.layers).to(energies) / 20
-        last = [before(energies, back) for back in range(1, BACK + 1)]
+        seen = compress(energies)
         first = (energies > 0).double().argmax(1, keepdim=True)
         begun = before(energies).cumsum(1) > 0
         peak, place = energies.cummax(1)
         peak, place = before(peak), before(depth[place] * (peak > 0))
         return _columns(
-            last,
+            [before(energies, back) for back in (1, 2)],
+            [before(seen, back) for back in range(1, BACK + 1)],
             left,
             total[:, None].expand_as(left),
             before(energies.cumsum(1)),
@@ -153,13 +154,14 @@ class _State:
     def __init__(self, total: Tensor) -> None:
         self.total = total
         zero = torch.zeros_like(total)
-        self.last = [zero] * BACK
+        self.last, self.seen = [zero] * 2, [zero] * BACK
         self.sum, self.moment, self.peak = zero, zero, zero
         self.start, self.peak_at = zero + 1, zero
 
     def add(self, energy: Tensor, layer: int) -> None:
         depth = layer / 20
-        self.last = [energy, *self.last[:-1]]
+        self.last = [energy, self.last[0]]
+        self.seen = [compress(energy), *self.seen[:-1]]
         # the first layer with energy
         self.start = torch.where((self.sum <= 0) & (energy > 0), depth - 1, self.start)
         self.sum, self.moment = self.sum + energy, self.moment + depth * energy
@@ -170,6 +172,7 @@ class _State:
         """(B, BACK + 8)."""
         return _columns(
             self.last,
+            self.seen,
             left,
             self.total,
             self.sum,
@@ -182,6 +185,7 @@ class _State:
 
 def _columns(
     last: list[Tensor],
+    seen: list[Tensor],
     left: Tensor,
     total: Tensor,
     done: Tensor,
@@ -191,8 +195,8 @@ def _columns(
     peak: Tensor,
 ) -> Tensor:
     """Features of layers, (..., BACK + 8), from (...) each."""
-    columns = [compress(e) for e in last]
-    columns += [
+    columns = [
+        *seen,
         compress(left),
         10 * left / total.clamp(min=1e-6),
         moment / done.clamp(min=1e-6),
