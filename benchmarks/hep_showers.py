@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--shifted", type=Path, nargs="*", default=[])
     parser.add_argument("--cache", type=Path, help="JSON that keeps the rows made so far")
     parser.add_argument("--only", help="make only the rows whose name has this, into the cache")
+    parser.add_argument("--cached", action="store_true", help="report what the cache holds")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -84,7 +85,8 @@ def main() -> None:
 
 
 def _used(rows: list[dict]) -> dict[str, str]:
-    return {key: head for key, head in COLUMNS.items() if any(key in row for row in rows)}
+    used = {key: head for key, head in COLUMNS.items() if any(key in row for row in rows)}
+    return {**used, "samples": "seeds"}
 
 
 def _rows(
@@ -98,14 +100,15 @@ def _rows(
     for (name, part), make in _tasks(simulator, options.families, truth, known, train).items():
         key = f"{name} #{part}"
         if key not in made:
-            if options.only and options.only not in key:
+            if options.cached or (options.only and options.only not in key):
                 continue
             made[key] = make()
             print(key, made[key].get("auc_high"), file=sys.stderr, flush=True)
             if options.cache:
                 write_text(options.cache, json.dumps(made))
         rows.setdefault(name, []).append(made[key])
-    return [{"sample": name.partition(" @")[0], **_mean(parts)} for name, parts in rows.items()]
+    judged = {name: parts for name, parts in rows.items() if any("auc_high" in p for p in parts)}
+    return [{"sample": name.partition(" @")[0], **_mean(parts)} for name, parts in judged.items()]
 
 
 def _mean(parts: list[dict]) -> dict:
@@ -113,6 +116,7 @@ def _mean(parts: list[dict]) -> dict:
     keys = dict.fromkeys(key for part in parts for key in part)
     values = {key: [part[key] for part in parts if key in part] for key in keys}
     mean = {key: float(np.mean(found)) for key, found in values.items()}
+    mean["samples"] = sum("auc_high" in part for part in parts)
     for key in ("auc_high", "auc_low"):
         if len(values.get(key, ())) > 1:
             mean[f"{key}_std"] = float(np.std(values[key]))
