@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines._door import door, friendly, overrides, say
+from pipelines._door import door, friendly, numbers, overrides, say
 
 app = door(
     "Downscale coarse climate fields (NetCDF, Zarr, GRIB) to calibrated fine-scale ensembles.\n\n"
@@ -65,6 +65,18 @@ def downscale(
         bool,
         typer.Option(help="Let neighbouring times of a member go together as they do in nature."),
     ] = False,
+    observations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Stations (CSV or NetCDF) that members are to agree with."
+        ),
+    ] = None,
+    observation_error: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SD", help="Standard deviation of an observation, e.g. tas=0.5."
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Worker processes on this machine; 1 runs in this process.")
     ] = None,
@@ -97,6 +109,8 @@ def downscale(
         time_range=time_range,
         conserve=conserve,
         coherent=coherent,
+        observations=observations,
+        observation_error=numbers(observation_error or [], "--observation-error"),
         workers=workers,
         scheduler=scheduler,
         chunk=chunk,

@@ -27,6 +27,7 @@ from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.mean import LocalRidge, upsample
 from apps.climate_downscaling.ood import OutOfDistribution
 from apps.climate_downscaling.preprocessing import Transforms
+from apps.climate_downscaling.stations import Seen
 from core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 from core.model import GenerativeModel
@@ -184,6 +185,7 @@ class DownscalingModel:
         generator: Generators | None = None,
         sampler: Mapping[str, Any] | None = None,
         conserve: bool = True,
+        seen: Seen | None = None,
     ) -> Tensor:
         """Draw members.
 
@@ -194,6 +196,7 @@ class DownscalingModel:
             generator: one stream, or M B of them, member-major.
             sampler: overrides the config's.
             conserve: make the block means equal the input exactly.
+            seen: observations that members are to agree with, of a single time (B = 1).
 
         Returns:
             (M, B, V, H, W) in canonical units; NaN where there are no data.
@@ -201,12 +204,18 @@ class DownscalingModel:
         x = self.predictors(coarse)
         mean = self.mean.predict(x)
         scale = self.uncertainty(x, mean)
-        drawn = self.trained.sample(
-            (members,),
-            self.context(coarse, x, mean, scale, clock),
-            sampler={**self.config.residual.sampler, **(sampler or {})},
-            generator=generator,
-        )
+        context = self.context(coarse, x, mean, scale, clock)
+        options: dict[str, Any] = {
+            "sampler": {**self.config.residual.sampler, **(sampler or {})},
+            "generator": generator,
+        }
+        if seen is None:
+            drawn = self.trained.sample((members,), context, **options)
+        else:
+            from apps.climate_downscaling.constraints import draw_given
+
+            facts = (self.trained, seen, self.transforms, context, mean, self._inflated(scale))
+            drawn = draw_given(*facts, members=members, **options)
         fine = self.transforms.inverse(mean + scale * self._inflated(drawn))
         if conserve:
             fine = self._conserve(fine, coarse)
