@@ -211,6 +211,9 @@ def train(
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped training.")] = False,
     device: Device = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="Processes that share every batch (DDP); 1 if none.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a model on fine data: regress the mean, then learn what is left as a distribution.
@@ -221,9 +224,10 @@ def train(
     from apps.climate_downscaling.config import read_config
     from apps.climate_downscaling.train import train as run
 
+    shared = [] if devices is None else [f"fit.devices={devices}"]
     chosen = read_config(
         config,
-        overrides(settings or []),
+        overrides([*(settings or []), *shared]),
         variables=variables,
         factor=factor,
         predictors=predictors or (),
