@@ -23,7 +23,7 @@ from apps.hep_simulation.geometry import Geometry
 from core.errors import AleatorError
 
 FALSE_ALARMS = 0.01
-TOLERANCE = 1e-3
+TOLERANCE = 5e-3
 """Relative slack of the energy range: the training energies are a sample of it."""
 SUMMARIES = ("response", "depth", "length", "radius", "hits", "core")
 
