@@ -10,8 +10,8 @@ import typer
 from pipelines._door import door, friendly, overrides, say
 
 app = door(
-    "Learned calorimeter showers in CaloChallenge's layout: train on Geant4 showers, simulate a "
-    "thousand times faster per core than waiting for Geant4, judge as the challenge judges.\n\n"
+    "Learned calorimeter showers in CaloChallenge's layout: train on Geant4 showers, simulate "
+    "tens of times faster than it on one core, judge as the challenge judges.\n\n"
     "Try it: `python -m pipelines.hep simulate` runs bundled weights. Your own detector: "
     "`train SHOWERS.hdf5 --geometry BINNING.xml -o my_model`, then "
     "`simulate --model my_model --energies 1:64:log -n 10000 -o out.hdf5`, then "
