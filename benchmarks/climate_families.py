@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     formats = {"crps": ".4f", "rmse": ".3f", "spread_skill": ".2f", "coverage_90": ".2f"}
     formats |= {"lsd": ".2f", "parameters": ",d", "minutes": ".1f", "milliseconds": ".1f"}
     best = {"crps": "min", "rmse": "min", "lsd": "min", "spread_skill": 1.0, "coverage_90": 0.9}
-    title = f"ERA5 sample, {len(truth)} test hours, {options.members} members, {options.steps} steps"
+    of = f"{options.members} members, {options.steps} steps"
+    title = f"ERA5 sample, {len(truth)} test hours, {of}"
     table = Table(rows, columns, formats, best, title)
     results = write_results(options.out / "climate_families.json", [table])
     write_text(options.out / "climate_families.md", report(results, "The family is one word"))
