@@ -1,6 +1,6 @@
 """The residual by diffusion, flow matching, Glow and a VAE: one word of the config, one table.
 
-    python benchmarks/climate_families.py [--families diffusion,...] [--steps 1500]
+    python benchmarks/climate_families.py [--families diffusion,...] [--steps 600]
                                           [--members 16] [--models FOLDER] [--out FOLDER]
 
 On the bundled ERA5 sample: the same mean, dispersion, split, batches and number of training steps
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train what is missing, score, write climate_families.md and climate_families.json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--families", default="diffusion,flow_matching,glow,vae")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     formats = {"crps": ".4f", "rmse": ".3f", "spread_skill": ".2f", "coverage_90": ".2f"}
     formats |= {"lsd": ".2f", "parameters": ",d", "minutes": ".1f", "milliseconds": ".1f"}
     best = {"crps": "min", "rmse": "min", "lsd": "min", "spread_skill": 1.0, "coverage_90": 0.9}
-    title = f"ERA5 sample, {len(truth)} test hours, {options.steps} steps, {options.members} members"
+    of = f"{options.members} members, {options.steps} steps"
+    title = f"ERA5 sample, {len(truth)} test hours, {of}"
     table = Table(rows, columns, formats, best, title)
     results = write_results(options.out / "climate_families.json", [table])
     write_text(options.out / "climate_families.md", report(results, "The family is one word"))
