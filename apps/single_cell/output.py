@@ -7,10 +7,11 @@ written to.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def write_cells(
     path = check_output(output, cells.path, overwrite=overwrite)
     partial = path.with_name(f"{path.name}.partial")
     _remove(partial)
-    try:
+    with _complete_or_gone(path, partial):
         if _same_store(cells, path):
             assert cells.path is not None
             copy = shutil.copytree if cells.path.is_dir() else shutil.copyfile
@@ -146,6 +147,30 @@ def write_cells(
             _stream(partial, added)
             added = added.finish()
         _add(partial, added)
+    _rename(partial, path)
+    return path
+
+
+def write_anndata(adata: ad.AnnData, output: Path | str, *, overwrite: bool = False) -> Path:
+    """Write an AnnData that is in memory, whole or not at all.
+
+    Raises:
+        AleatorError: as for `check_output`; the disk is full.
+    """
+    path = check_output(output, overwrite=overwrite)
+    partial = path.with_name(f"{path.name}.partial")
+    _remove(partial)
+    with _complete_or_gone(path, partial):
+        _write(adata, partial, path.suffix)
+    _rename(partial, path)
+    return path
+
+
+@contextlib.contextmanager
+def _complete_or_gone(path: Path, partial: Path) -> Iterator[None]:
+    """What fails on the way leaves nothing behind."""
+    try:
+        yield
     except OSError as error:
         _remove(partial)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -154,10 +179,12 @@ def write_cells(
     except BaseException:
         _remove(partial)
         raise
+
+
+def _rename(partial: Path, path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     os.replace(partial, path)
-    return path
 
 
 def _same_store(cells: Cells, path: Path) -> bool:

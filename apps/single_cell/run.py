@@ -16,6 +16,7 @@ from apps.single_cell.config import Config
 from apps.single_cell.data import open_cells, sample_path
 from apps.single_cell.denoise import Denoiser
 from apps.single_cell.filters import Filters
+from apps.single_cell.generating import Wanted
 from apps.single_cell.layers import Output
 from apps.single_cell.output import check_output
 from core.cards import write_card
@@ -78,9 +79,10 @@ def train(
     resume: bool = False,
     device: str = "auto",
     overwrite: bool = False,
+    prior: Wanted | None = None,
     say: Say = print,
 ) -> Denoiser:
-    """Fit a model and save it with its card.
+    """Fit a model and save it with its card, and with a prior to generate from if that is wanted.
 
     Raises:
         AleatorError: bad data or options, or a model is there already.
@@ -88,6 +90,8 @@ def train(
     if (folder / "model.json").exists() and not overwrite:
         raise AleatorError(f"{folder} holds a model; choose another folder or --overwrite")
     cells = given.open(say)
+    if prior:
+        prior.check(cells)
     work, started = folder / "training", time.monotonic()
     denoiser = Denoiser.fit(
         cells,
@@ -105,6 +109,9 @@ def train(
     )
     denoiser = denoiser.save(folder, _card(denoiser, time.monotonic() - started))
     write_card(folder / "card.md", denoiser.card)
+    shutil.rmtree(folder / "prior", ignore_errors=True)  # of a model that was there before
+    if prior:
+        prior.fit(denoiser, cells, seed, device, say).save(folder)
     shutil.rmtree(work, ignore_errors=True)
     say(f"{folder}: model {denoiser.fingerprint}")
     return denoiser

@@ -13,27 +13,8 @@ from core.errors import AleatorError, CheckpointError
 QUICK = Config(latent=4, width=32, likelihood="nb", strength=10.0, steps=200)
 
 
-def known(n=240, g=50, seed=0, batches=1):
-    """Counts of three types with gamma rates, and the rates."""
-    rng = np.random.default_rng(seed)
-    profile = np.random.default_rng(7).dirichlet(np.full(g, 0.4), 3)
-    kind, batch = rng.integers(0, 3, n), rng.integers(0, batches, n)
-    depth = rng.lognormal(np.log(150), 0.3, (n, 1))
-    mean = depth * profile[kind] * np.where((batch[:, None] == 1) & (np.arange(g) < 5), 4, 1)
-    rates = rng.gamma(5.0, mean / 5.0 + 1e-9)
-    counts = rng.poisson(rates).astype(np.float32)
-    counts[:, -1] += 1
-    adata = ad.AnnData(sp.csr_matrix(counts))
-    adata.obs_names = [f"c{i}" for i in range(n)]
-    adata.var_names = [f"g{j}" for j in range(g)]
-    adata.obs["kind"] = kind.astype(str)
-    adata.obs["batch"] = [f"b{b}" for b in batch]
-    rates[:, -1] += 1
-    return adata, rates
-
-
 @pytest.fixture(scope="module")
-def fitted():
+def fitted(known):
     adata, rates = known()
     return Denoiser.fit(adata, config=QUICK), adata, rates
 
@@ -169,7 +150,7 @@ def test_written_by_blocks_is_what_is_returned(fitted, tmp_path, end):
     assert read.uns["aleator"]["verdict"]["sentence"] == denoiser.verdict.sentence()
 
 
-def test_unlike_cells_have_high_scores_and_like_ones_do_not(fitted):
+def test_unlike_cells_have_high_scores_and_like_ones_do_not(fitted, known):
     denoiser, *_ = fitted
     like, _ = known(seed=5)
     assert (denoiser.denoise(like).obs["aleator_ood"] > 1).mean() < 0.08
@@ -179,7 +160,7 @@ def test_unlike_cells_have_high_scores_and_like_ones_do_not(fitted):
     assert (denoiser.denoise(strange).obs["aleator_ood"] > 1).mean() > 0.9
 
 
-def test_batches_are_taken_out():
+def test_batches_are_taken_out(known):
     adata, _ = known(400, batches=2)
     denoiser = Denoiser.fit(adata, batch_key="batch", config=QUICK)
     first = adata.obs["batch"].to_numpy() == "b1"
@@ -200,7 +181,7 @@ def test_batches_are_taken_out():
         denoiser.denoise(other)
 
 
-def test_dispersion_of_each_batch_learns_and_loads(tmp_path):
+def test_dispersion_of_each_batch_learns_and_loads(tmp_path, known):
     adata, _ = known(200, 30, batches=2)
     config = Config(4, 32, "nb", "gene-batch", 10.0, steps=60)
     denoiser = Denoiser.fit(adata, batch_key="batch", config=config)
@@ -212,14 +193,14 @@ def test_dispersion_of_each_batch_learns_and_loads(tmp_path):
 
 
 @pytest.mark.parametrize("likelihood", ["poisson", "zinb"])
-def test_other_likelihoods_beat_the_mean(likelihood):
+def test_other_likelihoods_beat_the_mean(likelihood, known):
     adata, _ = known()
     config = Config(4, 32, likelihood, strength=10.0, steps=150)
     verdict = Denoiser.fit(adata, config=config).verdict
     assert verdict.losses["ours"] < verdict.losses["library mean"]
 
 
-def test_search_tries_and_chooses():
+def test_search_tries_and_chooses(known):
     adata, _ = known(120, 30)
     said = []
     found = Denoiser.fit(adata, config=Config(width=16, steps=40), say=said.append)
@@ -237,7 +218,7 @@ def test_expected_log_against_many_draws():
         assert found == pytest.approx(drawn, rel=0.01)
 
 
-def test_fraction_and_few_cells_are_refused():
+def test_fraction_and_few_cells_are_refused(known):
     adata, _ = known()
     adata.X = adata.X * 0.5
     with pytest.raises(AleatorError, match="not whole"):
