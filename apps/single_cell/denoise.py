@@ -24,7 +24,7 @@ from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Covariates, Design
 from apps.single_cell.data import Source, open_cells
 from apps.single_cell.fitting import fit_model
-from apps.single_cell.layers import Output, among_all, layer_values
+from apps.single_cell.layers import AVERAGE, Output, among_all, layer_values
 from apps.single_cell.model import CellVAE
 from apps.single_cell.ood import WARN_ABOVE, Surprise
 from apps.single_cell.output import Additions, Blocks, annotate, write_cells
@@ -279,18 +279,22 @@ class Denoiser:
 
         return Blocks(output.layers, output.dtype, parts(), finish)
 
-    def _other_batch(self, design: Design, batch: str) -> Design:
-        """The design as if all cells were of one batch."""
+    def _other_batch(self, design: Design, batch: str) -> list[Design]:
+        """The design as if all cells were of one batch; of each, if the average is wanted."""
         group = self.covariates.batch
         if group is None:
             raise AleatorError(f"batch {batch!r}: the model was trained without a batch key")
-        if batch not in group.categories:
+        wanted = group.categories if batch == AVERAGE else (batch,)
+        if wanted[0] not in group.categories:
             raise AleatorError(
                 f"batch {batch!r} is none of {group.key}: {', '.join(group.categories)}"
             )
-        codes = design.codes.copy()
-        codes[:, 0] = group.categories.index(batch)
-        return replace(design, codes=codes)
+        designs = []
+        for name in wanted:
+            codes = design.codes.copy()
+            codes[:, 0] = group.categories.index(name)
+            designs.append(replace(design, codes=codes))
+        return designs
 
     def _facts(self, output: Output, notes: Sequence[str]) -> dict[str, Any]:
         """What an output says about how it was made."""

@@ -9,8 +9,8 @@ import numpy as np
 from apps.single_cell.posterior import DRAWS, SHAPES, Rates, quantiles
 from core.errors import AleatorError
 
-LAYERS = ("denoised", "denoised_lower", "denoised_upper")
-LOG_LAYER = "denoised_log"
+AVERAGE = "average of all"
+"""In place of a batch: decode with each of them, and take the mean."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ class Output:
         log: also the expected log(1 + 10 000 · share), which plots use.
         draws: of the latents for each cell.
         dtype: float32 or float16.
-        batch: category of the batch key to decode with instead of each cell's own.
+        batch: category of the batch key to decode with instead of each cell's own, or `AVERAGE`.
         seed: of the draws.
         rates: whether to write layers at all; without them only latents and scores.
+        name: of the layers, followed by _lower, _upper and _log.
     """
 
     target_sum: float | None = None
@@ -36,6 +37,7 @@ class Output:
     batch: str | None = None
     seed: int = 0
     rates: bool = True
+    name: str = "denoised"
 
     def __post_init__(self) -> None:
         if self.target_sum is not None and self.target_sum <= 0:
@@ -52,7 +54,8 @@ class Output:
         """Names of the layers."""
         if not self.rates:
             return ()
-        return (*LAYERS, LOG_LAYER) if self.log else LAYERS
+        ends = ("", "_lower", "_upper", *(["_log"] if self.log else []))
+        return tuple(f"{self.name}{end}" for end in ends)
 
 
 def expected_log(mean: np.ndarray, shape: np.ndarray, nodes: int = 12) -> np.ndarray:
