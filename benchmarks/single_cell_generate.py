@@ -28,7 +28,7 @@ from apps.single_cell import Denoiser
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Covariates
 from apps.single_cell.fitting import fit_model
-from apps.single_cell.generate import GENERATE, Generator, draw_counts
+from apps.single_cell.generate import Generator, draw_counts, generating
 from apps.single_cell.ood import Surprise
 from apps.single_cell.prior import PriorConfig, latents
 from apps.single_cell.realism import Components, realism
@@ -66,11 +66,12 @@ class Split:
         """Ours, as `generate IN` fits it, without a verdict."""
         if self._denoiser is None:
             covariates = Covariates.fit(self.train.obs, "pbmc3k")
+            config = generating(None, self.train.n_obs)
             fitted = fit_model(
                 Counts(self.train.X),
                 np.asarray(self.train.X.sum(1, dtype=np.float64)).ravel(),
                 covariates.encode(self.train.obs, "pbmc3k"),
-                GENERATE,
+                config,
                 seed=self.seed,
                 folder=self.folder,
                 resume=True,
@@ -78,7 +79,7 @@ class Split:
             )
             unused = Surprise((0.0, 0.0, 0.0), 0.0, 1.0)
             genes = tuple(map(str, self.train.var_names))
-            self._denoiser = Denoiser(fitted.model, genes, covariates, GENERATE, unused, None)
+            self._denoiser = Denoiser(fitted.model, genes, covariates, config, unused, None)
         return self._denoiser
 
 
@@ -213,9 +214,9 @@ def main(arguments: list[str] | None = None) -> None:
             told = ", ".join(f"{k} {v:.3f}" for k, v in found[name][-1].items())
             print(f"seed {seed}: {name}: {told}", file=sys.stderr, flush=True)
             found[name][-1]["cpu"] = time.process_time() - started
-    shown = tables(found, seeds)
-    results = write_results(options.out / f"{options.name}.json", shown)
-    write_text(options.out / f"{options.name}.md", report(results, "Generated cells"))
+        shown = tables(found, seeds[: seeds.index(seed) + 1])
+        results = write_results(options.out / f"{options.name}.json", shown)
+        write_text(options.out / f"{options.name}.md", report(results, "Generated cells"))
     for table in shown:
         table.print()
 

@@ -174,7 +174,7 @@ def generate(
     strength: Strength = None,
     steps: Steps = None,
     dispersion: Dispersion = "gene",
-    search: Search = True,
+    search: Search = False,
     seed: Seed = 0,
     device: Device = "auto",
     drop_empty: DropEmpty = False,
@@ -364,6 +364,22 @@ def evaluate(
         overwrite=overwrite,
         say=say,
     )
+
+
+@app.command()
+@friendly
+def plot(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="What denoise wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the figures.")],
+    colour: Annotated[str | None, typer.Option(help="Column of obs.")] = None,
+    genes: Annotated[list[str] | None, typer.Option(help="A marker; repeatable.")] = None,
+) -> None:
+    """Embeddings before and after, markers, calibration and cross-validation, as PNG."""
+    from apps.single_cell.data import open_cells, read_anndata
+    from apps.single_cell.plots import draw
+
+    for path in draw(read_anndata(open_cells(source)), output, colour, tuple(genes or ())):
+        say(f"wrote {path}")
 
 
 @app.command()

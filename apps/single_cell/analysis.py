@@ -102,7 +102,7 @@ def de(
         model = bundled_model()
     cells = given.open(say)
     groups_of(cells, groupby, reference)
-    known = {"seed": seed, "search": search, "device": device, "say": say}
+    known: Any = {"seed": seed, "search": search, "device": device, "say": say}
     denoiser = model_of(cells, model, covariates or Covariate(), config, **known)
     found = differential(denoiser, cells, groupby, reference=reference, test=test)
     genes = pd.Index(denoiser.genes)
@@ -169,7 +169,7 @@ def integrate(
     cells = given.open(say)
     if label_key is not None and label_key not in cells.obs:
         raise AleatorError(f"{cells.source}: obs has no column {label_key}")
-    known = {"seed": seed, "search": search, "device": device, "say": say}
+    known: Any = {"seed": seed, "search": search, "device": device, "say": say}
     denoiser = model_of(cells, model, covariates, config, **known)
     group = denoiser.covariates.batch
     if group is None:

@@ -277,9 +277,10 @@ def rank_genes_groups(
         fields["pvals"].append(1 - found.probability[order].astype(np.float64))
         fields["pvals_adj"].append(found.false[order].astype(np.float64))
         fields["logfoldchanges"].append(found.lfc[order].astype(np.float32))
-    layout: dict[str, Any] = {
-        name: np.rec.fromarrays(columns, names=list(changes)) for name, columns in fields.items()
-    }
+    layout: dict[str, Any] = {}
+    for name, columns in fields.items():
+        kinds = [(group, column.dtype) for group, column in zip(changes, columns, strict=True)]
+        layout[name] = np.rec.fromarrays(columns, dtype=np.dtype(kinds))
     layout["params"] = {
         "groupby": groupby,
         "reference": reference,

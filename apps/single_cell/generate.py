@@ -22,21 +22,35 @@ import torch
 from torch import Tensor
 
 from apps.single_cell.cells import Cells
+from apps.single_cell.config import Config
 from apps.single_cell.covariates import Design
 from apps.single_cell.data import Source, open_cells
 from apps.single_cell.denoise import LATENT, Denoiser
+from apps.single_cell.fitting import default_steps
 from apps.single_cell.likelihood import CellLaw
 from apps.single_cell.model import make_context
 from apps.single_cell.prior import CellPrior, PriorConfig, conditions_of, fit_prior, latents
+from apps.single_cell.selection import BASE
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 from core.random import gamma, keyed_generator, rand
 
+EPOCHS = 2
+"""A model that is to generate trains so many times as long as one that is to denoise: what types
+few cells have is learned late, and noise that is learned with it matters less."""
 APP = "single_cell_prior"
 FOLDER = "prior"
 """Where a model's folder keeps its prior."""
 BLOCK = 256
 """Cells that are drawn at once."""
+
+
+def generating(config: Config | None, cells: int) -> Config:
+    """Options of a model that is to generate, where they are not given."""
+    config = config or Config()
+    steps = EPOCHS * default_steps(cells, config.batch_size)
+    rest: dict[str, Any] = {**BASE, "steps": steps}
+    return replace(config, **{k: v for k, v in rest.items() if getattr(config, k) is None})
 
 
 @dataclass

@@ -11,7 +11,7 @@ from apps.single_cell.cells import Cells
 from apps.single_cell.checks import some
 from apps.single_cell.config import Config
 from apps.single_cell.denoise import Denoiser
-from apps.single_cell.generate import Generator, has_prior
+from apps.single_cell.generate import Generator, generating, has_prior
 from apps.single_cell.output import check_output, write_anndata
 from apps.single_cell.prior import PriorConfig
 from core.errors import AleatorError
@@ -45,10 +45,10 @@ class Wanted:
                     f"{cells.source}: obs has no column {column} (its columns: {known})"
                 )
         for column, category in asked:
-            known = sorted(set(cells.obs[column].dropna().astype(str)))
-            if category not in known:
+            there = sorted(set(cells.obs[column].dropna().astype(str)))
+            if category not in there:
                 raise AleatorError(
-                    f"{cells.source}: no cell has {column}={category} (known: {some(known, 12)})"
+                    f"{cells.source}: no cell has {column}={category} (known: {some(there, 12)})"
                 )
 
     def fit(self, denoiser: Denoiser, cells: Cells, seed: int, device: str, say: Say) -> Generator:
@@ -111,7 +111,7 @@ def generate(
     covariates: Any = None,
     config: Config | None = None,
     seed: int = 0,
-    search: bool = True,
+    search: bool = False,
     device: str = "auto",
     overwrite: bool = False,
     say: Say = print,
@@ -130,7 +130,7 @@ def generate(
         covariates: `run.Covariate` of a model that is fitted here.
         config: likewise.
         seed: of everything random.
-        search: choose the model's options on the cells.
+        search: choose the options of the model by molecular cross-validation, as for denoising.
         device: where.
         overwrite: an existing output.
         say: for the log.
@@ -174,7 +174,7 @@ def generate(
                 batch_key=covariates.batch_key,
                 categorical=covariates.categorical,
                 continuous=covariates.continuous,
-                config=config,
+                config=config if search else generating(config, len(source)),
                 seed=seed,
                 search=search,
                 device=device,

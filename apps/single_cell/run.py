@@ -184,8 +184,9 @@ def evaluate(
     """Molecular cross-validation on these cells, ours beside what a user would do without it.
 
     Returns:
-        `results.json` in the folder; `report.md` is beside it.
+        `results.json` in the folder; `report.md` and its pictures are beside it.
     """
+    from apps.single_cell import plots
     from apps.single_cell.covariates import Covariates
     from apps.single_cell.selection import select
 
@@ -237,7 +238,14 @@ def evaluate(
     ]
     folder.mkdir(parents=True, exist_ok=True)
     results = write_results(target, tables)
-    write_text(folder / "report.md", report(results, "Does denoising help here?"))
+    drawn = {
+        "calibration.png": plots.calibration(verdict.curve),
+        "cross_validation.png": plots.cross_validation(verdict.losses, dict(verdict.tried)),
+    }
+    pictures = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in drawn)
+    for name, figure in drawn.items():
+        plots.save(figure, folder / name)
+    write_text(folder / "report.md", report(results, "Does denoising help here?") + pictures)
     for table in tables:
         table.print()
     say(verdict.sentence())
