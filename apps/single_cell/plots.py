@@ -211,19 +211,23 @@ def draw(
     Raises:
         AleatorError: there is nothing to draw, or a column or gene is not there.
     """
-    figures: dict[str, Figure] = {}
+    written: list[Path] = []
+
+    def keep(name: str, figure: Figure) -> None:
+        written.append(save(figure, Path(folder) / name))
+
     if genes:
         if colour is None:
             raise AleatorError("markers are drawn by groups: name a column of obs with --colour")
         layer = "integrated" if "denoised" not in adata.layers else "denoised"
-        figures["markers.png"] = markers(adata, genes, colour, layer)
+        keep("markers.png", markers(adata, genes, colour, layer))
     verdict = adata.uns.get("aleator", {}).get("verdict")
     if verdict:
         curve = {float(level): float(share) for level, share in verdict.get("curve", {}).items()}
         if curve:
-            figures["calibration.png"] = calibration(sorted(curve.items()))
+            keep("calibration.png", calibration(sorted(curve.items())))
         tried = {name: float(loss) for name, loss in verdict["tried"].items()}
         losses = {name: float(loss) for name, loss in verdict["losses"].items()}
-        figures["cross_validation.png"] = cross_validation(losses, tried)
-    figures["embeddings.png"] = embeddings(adata, colour)
-    return [save(figure, Path(folder) / name) for name, figure in figures.items()]
+        keep("cross_validation.png", cross_validation(losses, tried))
+    keep("embeddings.png", embeddings(adata, colour))  # last: the layout takes longest
+    return written
