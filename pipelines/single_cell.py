@@ -64,6 +64,10 @@ def denoise(
     to_batch: Annotated[
         str | None, typer.Option(help="Decode as if all cells were of this batch.")
     ] = None,
+    samples: Annotated[int, typer.Option(help="Posterior draws, a layer each.")] = 0,
+    sparse: Annotated[
+        float | None, typer.Option(help="Write CSR, rates below this as zero.")
+    ] = None,
     latent: Latent = None,
     likelihood: Likelihood = None,
     strength: Strength = None,
@@ -83,7 +87,9 @@ def denoise(
     run.denoise(
         run.Input(source, layer, drop_empty, make_unique),
         output,
-        Output(target_sum, level, log, draws, dtype, to_batch, seed),
+        Output(
+            target_sum, level, log, draws, dtype, to_batch, seed, samples=samples, sparse=sparse
+        ),
         model=model,
         covariates=options.covariates(batch_key, categorical, continuous),
         config=options.config(latent, likelihood, strength, steps, dispersion),
@@ -320,18 +326,11 @@ def score(
     make_unique: MakeUnique = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Map cells into a model's latent space and say which are unlike its training cells."""
+    """Map cells into a latent space: which are unlike the training cells, which look like two."""
     from apps.single_cell import run
-    from apps.single_cell.layers import Output
 
-    run.denoise(
-        run.Input(source, layer, drop_empty, make_unique),
-        output,
-        Output(rates=False, seed=seed),
-        model=model,
-        overwrite=overwrite,
-        say=say,
-    )
+    given = run.Input(source, layer, drop_empty, make_unique)
+    run.score(given, output, model, seed=seed, overwrite=overwrite, say=say)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import scipy.sparse as sp
 
 from apps.single_cell.cells import Cells
 from apps.single_cell.data import read_anndata
@@ -54,12 +55,14 @@ class Blocks:
         dtype: of their values, e.g. "float32".
         parts: (start, stop, one array (stop - start, G) for each name), first cell to last.
         finish: called after the last part; gives the other additions.
+        sparse: whether to write CSR, without the zeros.
     """
 
     names: Sequence[str]
     dtype: str
     parts: Iterable[tuple[int, int, Sequence[np.ndarray]]]
     finish: Callable[[], Additions]
+    sparse: bool = False
 
 
 def check_output(
@@ -214,10 +217,26 @@ def _stream(path: Path, blocks: Blocks) -> None:
         shape = _shape(store)
         if "layers" not in store:
             write_elem(store, "layers", {})
+        if blocks.sparse:
+            _stream_sparse(store["layers"], blocks)
+            return
         targets = [_layer(store["layers"], name, shape, blocks.dtype) for name in blocks.names]
         for start, stop, arrays in blocks.parts:
             for target, values in zip(targets, arrays, strict=True):
                 target[start:stop] = values.astype(blocks.dtype)
+
+
+def _stream_sparse(layers: Any, blocks: Blocks) -> None:
+    """Layers as CSR, each part appended to what is there."""
+    from anndata.io import sparse_dataset, write_elem
+
+    for start, _, arrays in blocks.parts:
+        for name, values in zip(blocks.names, arrays, strict=True):
+            rows = sp.csr_matrix(values.astype(blocks.dtype))
+            if start == 0:
+                write_elem(layers, name, rows)
+            else:
+                sparse_dataset(layers[name]).append(rows)
 
 
 def _layer(layers: Any, name: str, shape: tuple[int, int], dtype: str) -> Any:

@@ -190,10 +190,25 @@ def pit(
 
 
 def sample_rates(
-    model: CellVAE, x: Tensor, context: dict[str, Tensor], draws: int, seed: int, first: int = 0
+    model: CellVAE,
+    x: Tensor,
+    context: dict[str, Tensor],
+    draws: int,
+    seed: int,
+    keys: Sequence[int] | None = None,
 ) -> Tensor:
-    """Posterior draws of the rates of cells (B, G) at their depth, (draws, B, G)."""
-    streams = [keyed_generator(seed, first + i) for i in range(len(x))]
+    """Posterior draws of the rates of cells (B, G) at their depth, (draws, B, G).
+
+    Args:
+        model: trained.
+        x: (B, G) counts.
+        context: of the cells.
+        draws: of each.
+        seed: of the draws.
+        keys: (B,) places of the cells, which key their draws; 0 to B - 1 if None.
+    """
+    places = range(len(x)) if keys is None else keys
+    streams = [keyed_generator(seed, int(place)) for place in places]
     with torch.no_grad():
         q = model.encode(x, context)
         noise = torch.stack([torch.randn(draws, model.latent_dim, generator=g) for g in streams])

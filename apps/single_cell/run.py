@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from apps.single_cell.denoise import Denoiser
 from apps.single_cell.filters import Filters
 from apps.single_cell.generating import Wanted
 from apps.single_cell.layers import Output
-from apps.single_cell.output import check_output
+from apps.single_cell.output import Additions, check_output, write_cells
 from core.cards import write_card
 from core.errors import AleatorError
 from core.report import Table, command_line, hardware, report, write_results, write_text
@@ -164,8 +164,39 @@ def denoise(
         say(line)
     if model is not None and denoiser.verdict:
         say(f"in training: {denoiser.verdict.sentence()}")
-    told = f"layers {', '.join(output.layers)}" if output.rates else "latents and scores"
-    say(f"wrote {written}: {told}")
+    say(f"wrote {written}: layers {', '.join(output.layers)}")
+    return written
+
+
+def score(
+    given: Input,
+    path: Path,
+    model: Path,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+    say: Say = print,
+) -> Path:
+    """Write IN with latents, and how much each cell is unlike those of training, or like two.
+
+    Raises:
+        AleatorError: anything wrong with the input, the model or the disk.
+    """
+    from apps.single_cell.doublets import doublet_scores
+
+    check_output(path, given.source, overwrite=overwrite)
+    denoiser, cells = Denoiser.load(model), given.open(say)
+    blocks = denoiser.blocks(cells, Output(rates=False, seed=seed))
+    found = {"aleator_doublet": doublet_scores(denoiser, cells, seed=seed)}
+
+    def finish() -> Additions:
+        added = blocks.finish()
+        return replace(added, obs={**added.obs, **found})
+
+    written = write_cells(cells, path, replace(blocks, finish=finish), overwrite=overwrite)
+    for line in denoiser.warnings(_column(written, "aleator_ood")):
+        say(line)
+    say(f"wrote {written}: latents and scores")
     return written
 
 

@@ -91,6 +91,7 @@ def test_train_then_denoise_then_info(cells, tmp_path):
     assert found.exit_code == 0, found.output
     adata, whole = ad.read_h5ad(scored), ad.read_zarr(out)
     assert "denoised" not in adata.layers
+    assert ((adata.obs["aleator_doublet"] >= 0) & (adata.obs["aleator_doublet"] <= 1)).all()
     assert (adata.obs["aleator_ood"].to_numpy() == whole.obs["aleator_ood"].to_numpy()).all()
     assert (adata.obsm["X_aleator"] == whole.obsm["X_aleator"]).all()
     assert "denoiser of single cells" in invoke("info", tmp_path / "m").stdout

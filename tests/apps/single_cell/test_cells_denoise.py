@@ -79,11 +79,13 @@ def test_the_input_s_own_depth_or_a_common_one(fitted):
 
 
 def test_same_seed_same_numbers_backed_or_not(fitted, tmp_path):
-    denoiser, adata, _ = fitted
+    _, adata, _ = fitted
     adata.write_h5ad(tmp_path / "in.h5ad")
-    cells = open_cells(tmp_path / "in.h5ad", backed=True)
-    again = Denoiser.fit(cells, config=QUICK)
-    one, two = (d.denoise(adata).layers["denoised"] for d in (denoiser, again))
+    config = Config(4, 16, "nb", strength=10.0, steps=30)
+    sources = (adata, open_cells(tmp_path / "in.h5ad", backed=True))
+    one, two = (
+        Denoiser.fit(source, config=config).denoise(adata).layers["denoised"] for source in sources
+    )
     assert (one == two).all()
 
 
@@ -201,9 +203,9 @@ def test_other_likelihoods_beat_the_mean(likelihood, known):
 
 
 def test_search_tries_and_chooses(known):
-    adata, _ = known(120, 30)
+    adata, _ = known(60, 20)
     said = []
-    found = Denoiser.fit(adata, config=Config(width=16, steps=40), say=said.append)
+    found = Denoiser.fit(adata, config=Config(width=8, steps=10), say=said.append)
     assert found.config.chosen
     assert len(found.verdict.tried) >= 4
     assert any("tried nb, latent 20, strength 100" in str(line) for line in said)
@@ -234,6 +236,9 @@ def test_fraction_and_few_cells_are_refused(known):
         ({"draws": 0}, "draws"),
         ({"dtype": "int8"}, "dtype"),
         ({"target_sum": -1.0}, "target_sum"),
+        ({"samples": -1}, "samples"),
+        ({"sparse": 0.0}, "sparse"),
+        ({"sparse": 0.1, "dtype": "float16"}, "no sparse float16"),
     ],
 )
 def test_bad_output_options(options, said):
@@ -275,3 +280,34 @@ def test_scanpy_style_door_writes_in_place_what_the_denoiser_returns(fitted):
     assert mine.layers["denoised"].sum(1) == pytest.approx(1e4, rel=0.15)
     assert not adata.layers
     assert (mine.obs["aleator_ood"] == copied.obs["aleator_ood"]).all()
+
+
+def test_samples_have_the_moments_of_the_rates_and_are_keyed_by_cell(fitted):
+    denoiser, adata, _ = fitted
+    found = denoiser.denoise(adata, output=Output(samples=60, draws=40))
+    drawn = np.stack([found.layers[f"denoised_sample{k}"] for k in range(60)])
+    mean = found.layers["denoised"]
+    big = mean > 1
+    assert drawn.mean(0)[big] == pytest.approx(mean[big], rel=0.5)
+    assert (drawn.mean(0)[big] / mean[big]).mean() == pytest.approx(1, abs=0.02)
+    inside = (drawn > found.layers["denoised_lower"]) & (drawn < found.layers["denoised_upper"])
+    assert inside[:, big].mean() == pytest.approx(0.9, abs=0.03)
+    some = np.zeros(adata.n_obs, bool)
+    some[100:110] = True
+    part = denoiser.denoise(open_cells(adata).select(some), output=Output(samples=60))
+    assert part.layers["denoised_sample3"] == pytest.approx(drawn[3, 100:110], rel=1e-3)
+
+
+@pytest.mark.parametrize("end", [".h5ad", ".zarr"])
+def test_sparse_layers_are_the_dense_ones_above_the_threshold(fitted, tmp_path, end):
+    denoiser, adata, _ = fitted
+    dense = denoiser.denoise(adata).layers["denoised"]
+    output = Output(sparse=0.5)
+    direct = denoiser.denoise(adata, output=output)
+    path = denoiser.write(open_cells(adata), tmp_path / f"out{end}", output)
+    read = ad.read_h5ad(path) if end == ".h5ad" else ad.read_zarr(path)
+    for found in (direct, read):
+        layer = found.layers["denoised"]
+        assert sp.issparse(layer)
+        assert layer.toarray() == pytest.approx(np.where(dense < 0.5, 0, dense), rel=1e-4)
+    assert 0.05 < read.layers["denoised"].nnz / dense.size < 0.95
