@@ -217,8 +217,8 @@ def de(
         "de.h5ad"
     ),
     groupby: Annotated[
-        str, typer.Option(metavar="COLUMN", help="Column of obs with the groups.")
-    ] = "cell_line",
+        str | None, typer.Option(metavar="COLUMN", help="Column of obs with the groups.")
+    ] = None,
     reference: Annotated[str, typer.Option(help="A group, or rest: all others.")] = "rest",
     delta: Annotated[float, typer.Option(help="Least log2 fold change of interest.")] = 0.25,
     fdr: Annotated[float, typer.Option(help="Expected share of false discoveries.")] = 0.05,

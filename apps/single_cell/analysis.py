@@ -74,7 +74,7 @@ def model_of(
 def de(
     given: Input,
     path: Path,
-    groupby: str,
+    groupby: str | None,
     test: Test,
     *,
     reference: str = REST,
@@ -98,8 +98,10 @@ def de(
     check_output(path, given.source, overwrite=overwrite)
     if table is not None and table.exists() and not overwrite:
         raise AleatorError(f"{table} exists; choose another name or --overwrite")
-    if given.source is None and model is None:
-        model = bundled_model()
+    if given.source is None:
+        model, groupby = model or bundled_model(), groupby or "cell_line"
+    if groupby is None:
+        raise AleatorError("name the column of obs with the groups: --groupby COLUMN")
     cells = given.open(say)
     groups_of(cells, groupby, reference)
     known: Any = {"seed": seed, "search": search, "device": device, "say": say}

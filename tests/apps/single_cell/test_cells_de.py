@@ -129,6 +129,11 @@ def test_groups_that_cannot_be_compared(sample, tmp_path):
     found = CliRunner().invoke(app, ["de", "-o", str(tmp_path / "x.h5ad"), "--fdr", "2"])
     assert found.exit_code == 2
     assert "fdr=2.0" in found.stderr
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    command = ["de", str(tmp_path / "in.h5ad"), "-o", str(tmp_path / "x.h5ad")]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 2
+    assert "--groupby" in found.stderr
 
 
 @pytest.mark.parametrize(
