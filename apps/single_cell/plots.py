@@ -94,9 +94,10 @@ def _scatter(axes: Axes, points: np.ndarray, column: Any, chosen: np.ndarray) ->
 
     options: dict[str, Any] = {"s": 4, "linewidths": 0, "rasterized": True}
     if column is None:
-        axes.scatter(*points.T, color="#0073a8", **options)
+        axes.scatter(points[:, 0], points[:, 1], color="#0073a8", **options)
     elif pd.api.types.is_numeric_dtype(column) and column.nunique() > 20:
-        axes.scatter(*points.T, c=column.to_numpy()[chosen], cmap="viridis", **options)
+        values = column.to_numpy()[chosen]
+        axes.scatter(points[:, 0], points[:, 1], c=values, cmap="viridis", **options)
     else:
         from matplotlib import colormaps
 
@@ -105,7 +106,8 @@ def _scatter(axes: Axes, points: np.ndarray, column: Any, chosen: np.ndarray) ->
         palette = colormaps["tab20" if len(names) > 10 else "tab10"]
         for k, name in enumerate(names):
             own = text == name
-            axes.scatter(*points[own].T, color=palette(k % palette.N), label=name, **options)
+            x, y = points[own].T
+            axes.scatter(x, y, color=palette(k % palette.N), label=name, **options)
     axes.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
 
 

@@ -195,7 +195,7 @@ def sample_rates(
     context: dict[str, Tensor],
     draws: int,
     seed: int,
-    keys: Sequence[int] | None = None,
+    keys: Sequence[int] | np.ndarray | None = None,
 ) -> Tensor:
     """Posterior draws of the rates of cells (B, G) at their depth, (draws, B, G).
 
@@ -207,7 +207,7 @@ def sample_rates(
         seed: of the draws.
         keys: (B,) places of the cells, which key their draws; 0 to B - 1 if None.
     """
-    places = range(len(x)) if keys is None else keys
+    places = np.arange(len(x)) if keys is None else keys
     streams = [keyed_generator(seed, int(place)) for place in places]
     with torch.no_grad():
         q = model.encode(x, context)
