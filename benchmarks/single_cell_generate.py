@@ -14,6 +14,7 @@ that a stopped benchmark goes on.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -114,11 +115,20 @@ def of_training_cells(split: Split) -> sp.csr_matrix:
     return _decoded(split, z, centre[pick, -1].exp().numpy())
 
 
-def mixture(split: Split) -> sp.csr_matrix:
-    """Gaussian mixtures of each type in principal components, then Poisson counts."""
+def mixture(split: Split, *, halves: bool = False) -> sp.csr_matrix:
+    """Gaussian mixtures of each type in principal components, then Poisson counts.
+
+    Args:
+        split: cells.
+        halves: one half of the training cells for the components, the other for the mixtures:
+            among the cells that components are fitted on, they vary more than among any others.
+    """
     from sklearn.mixture import GaussianMixture
 
-    scores, (known, wanted) = split.components(split.train.X), split.labels
+    known, wanted = split.labels
+    half = len(known) // 2 if halves else 0
+    components = Components.fit(split.train.X[:half]) if halves else split.components
+    scores, known = components(split.train.X[half:]), known[half:]
     stream = np.random.default_rng(split.seed)
     made = np.empty((len(wanted), scores.shape[1]))
     for kind in np.unique(wanted):
@@ -126,7 +136,7 @@ def mixture(split: Split) -> sp.csr_matrix:
         number = min(COMPONENTS, max(1, few.sum() // 60))
         law = GaussianMixture(number, reg_covar=1e-3, random_state=split.seed)
         made[rows] = stream.permutation(law.fit(scores[few]).sample(int(rows.sum()))[0])
-    share = np.expm1(np.clip(split.components.inverse(made), 0, None))
+    share = np.expm1(np.clip(components.inverse(made), 0, None))
     share /= share.sum(1, keepdims=True)
     return sp.csr_matrix(stream.poisson(share * _libraries(split)[:, None]).astype(np.float32))
 
@@ -151,6 +161,7 @@ METHODS: dict[str, Callable[[Split], sp.csr_matrix]] = {
     "ours, diffusion": learned("diffusion"),
     "standard normal prior": standard,
     "Gaussian mixture of components": mixture,
+    "Gaussian mixture, components of other cells": functools.partial(mixture, halves=True),
     "latents of training cells": of_training_cells,
     "training cells (moments: chance)": lambda split: split.train.X,
 }
