@@ -151,7 +151,9 @@ def markers(
         ax.set_xticks(range(len(genes)), list(genes), rotation=90, fontsize=8)
         ax.set_yticks(range(len(names)), names, fontsize=8)
         ax.set(title=title, xlim=(-0.6, len(genes) - 0.4), ylim=(len(names) - 0.4, -0.6))
-    figure.colorbar(dots, ax=axes, shrink=0.7, label="mean log level, of each gene's range")
+    bar = figure.colorbar(dots, ax=axes, shrink=0.8)
+    bar.set_label("mean log level,\nof its range", fontsize=7)
+    bar.ax.tick_params(labelsize=7)
     return figure
 
 
@@ -182,18 +184,29 @@ def cross_validation(losses: Mapping[str, float], tried: Mapping[str, float]) ->
     figure, axes = new_figure(9.5 if tried else 5.0, 3.6, 2 if tried else 1)
     names = sorted(losses, key=lambda name: losses[name])
     colours = ["#c44601" if name == "ours" else "#0073a8" for name in names]
-    axes[0].barh(names, [losses[name] for name in names], color=colours)
-    low, high = min(losses.values()), sorted(losses.values())[min(2, len(losses) - 1)]
-    axes[0].set_xlim(low - 0.3 * (high - low) - 1e-6, high + 0.6 * (high - low) + 1e-6)
+    axes[0].scatter([losses[name] for name in names], range(len(names)), c=colours, s=40)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].set_xscale("log")
+    axes[0].xaxis.set_minor_formatter(_short)
+    axes[0].xaxis.set_major_formatter(_short)
+    axes[0].tick_params(axis="x", which="both", labelsize=7, rotation=45)
+    axes[0].grid(axis="y", color="0.9")
+    axes[0].set_axisbelow(True)
     axes[0].invert_yaxis()
-    axes[0].set_xlabel("corrected Poisson loss (axis cut)")
+    axes[0].set_xlabel("corrected Poisson loss")
     axes[0].set_title("held-out molecules", fontsize=10)
     if tried:
         axes[1].plot(list(tried.values()), range(len(tried)), "o-", color="#0073a8", ms=4)
         axes[1].set_yticks(range(len(tried)), list(tried), fontsize=7)
+        axes[1].locator_params(axis="x", nbins=4)
         axes[1].invert_yaxis()
         axes[1].set_title("options tried, short runs", fontsize=10)
     return figure
+
+
+def _short(value: float, place: int) -> str:
+    """Two digits of a tick of a logarithmic axis; `place` is not needed."""
+    return f"{value:.2g}"
 
 
 def draw(

@@ -48,8 +48,10 @@ def test_calibration_and_losses_are_those_of_the_verdict(denoised):
     line = pl.calibration(verdict.curve).axes[0].lines[1]
     assert dict(zip(*line.get_data(), strict=True))[0.9] == verdict.coverage
     assert (np.diff(line.get_ydata()) > 0).all()
-    bars = pl.cross_validation(verdict.losses, {}).axes[0].patches
-    assert sorted(bar.get_width() for bar in bars) == sorted(verdict.losses.values())
+    axes = pl.cross_validation(verdict.losses, {}).axes[0]
+    shown = axes.collections[0].get_offsets().data[:, 0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert dict(zip(names, shown, strict=True)) == verdict.losses
 
 
 def test_draw_writes_all_and_refuses_what_is_not_there(denoised, quick_layout, tmp_path):
