@@ -204,7 +204,7 @@ def cross_validation(losses: Mapping[str, float], tried: Mapping[str, float]) ->
     return figure
 
 
-def _short(value: float, place: int) -> str:
+def _short(value: float, place: float) -> str:
     """Two digits of a tick of a logarithmic axis; `place` is not needed."""
     return f"{value:.2g}"
 
