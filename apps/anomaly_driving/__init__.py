@@ -1,1 +1,1 @@
-"""Unexpected objects in traffic: simulate them, train with them, score every pixel, prove it."""
+"""Unexpected objects in traffic: synthesised, trained with, scored at every pixel."""
