@@ -84,10 +84,11 @@ def image_size(path: Path | str) -> tuple[int, int]:
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 RGB as PNG (or what the suffix says), whole or not at all."""
+    """Write uint8 pixels, (H, W, 3) RGB or (H, W), in the format of the suffix; atomically."""
     import cv2
 
-    done, coded = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    bgr = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    done, coded = cv2.imencode(path.suffix, bgr)
     if not done:
         raise AleatorError(f"{path}: cannot write images of this kind; name it .png")
     with replacing(path) as draft:
@@ -117,11 +118,11 @@ def as_float16(score: np.ndarray, what: object) -> np.ndarray:
     return score.astype(np.float16, copy=False)
 
 
-def write_score(path: Path, score: np.ndarray, **attributes: str) -> None:
+def write_score(path: Path, value: np.ndarray, **attributes: str) -> None:
     """Write `value`, (H, W) float16, as the SegmentMeIfYouCan toolkit reads it; atomically."""
     import h5py
 
-    value = as_float16(score, path)
+    value = as_float16(value, path)
     with replacing(path) as draft, h5py.File(draft, "w") as file:
         stored = file.create_dataset("value", data=value, compression="gzip", compression_opts=4)
         stored.attrs.update(attributes)

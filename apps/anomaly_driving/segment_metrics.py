@@ -90,9 +90,7 @@ def _compare(truth: np.ndarray, predicted: np.ndarray) -> Segments:
     on_others = (touches * on_truth).sum(1) - intersection
     union = true_size[1:] + of_predictions - intersection - on_others
     there, said = true_size[1:] > 0, predicted_size[1:] > 0
-    return Segments(
-        intersection[there] / union[there], on_truth[said] / predicted_size[1:][said]
-    )
+    return Segments(intersection[there] / union[there], on_truth[said] / predicted_size[1:][said])
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
