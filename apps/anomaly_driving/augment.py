@@ -39,7 +39,7 @@ class AugmentConfig:
     scale: tuple[float, float] = (0.5, 1.4)
     aspect: float = 0.15
     flip: float = 0.5
-    light: float = 1.0
+    light: float = 0.7
     blur: float = 0.2
     noise: float = 0.03
 

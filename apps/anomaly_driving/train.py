@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,17 @@ import torch
 from torch import Tensor
 
 from apps.anomaly_driving.augment import AugmentConfig, crops
+from apps.anomaly_driving.closed import closed_miou
 from apps.anomaly_driving.config import Config
 from apps.anomaly_driving.exposure import Exposure
 from apps.anomaly_driving.frames import Frames, read_frames
 from apps.anomaly_driving.model import AnomalyModel, ModelConfig, load
-from apps.anomaly_driving.negatives.mixer import Mixer
+from apps.anomaly_driving.negatives.generators import (
+    generator_tensors,
+    make_mixer,
+    make_source,
+)
+from apps.anomaly_driving.negatives.sources import JointFlow
 from apps.anomaly_driving.segmenter import read_weights
 from core.cards import write_card
 from core.errors import AleatorError
@@ -76,8 +81,15 @@ def train(
     count = sum(p.numel() for p in model.parameters())
     say(f"{config.segmenter.arch}, {config.segmenter.encoder}: {count:,} parameters")
     work = output / "training"
+    source, generator = make_source(
+        *(config.negatives, frames, work / "generator"),
+        seed=seed,
+        resume=resume,
+        device=device,
+        say=say,
+    )
     exposure = Exposure(
-        *(model, Mixer(), config.loss, config.augment),
+        *(model, make_mixer(config.negatives, source, frames), config.loss, config.augment),
         class_weights=class_weights(frames, config.loss.class_power),
         bfloat16=config.fit.precision == "bf16-mixed",
     )
@@ -93,15 +105,21 @@ def train(
     trained = fitted.model
     assert isinstance(trained, Exposure)
     model = trained.model.eval()
+    if isinstance(trained.mixer.source, JointFlow):
+        generator = trained.mixer.source.flow
     val = validation or data / "val"
     scores: dict[str, float] = {}
     if (val / "images").is_dir():
-        from apps.anomaly_driving.closed import closed_miou
-
         scores = {"closed_miou": closed_miou(model, val, config)}
         say(f"closed mIoU on {val.name}: {scores['closed_miou']:.3f}")
     card = make_card(model, frames, config, fitted.steps, fitted.seconds / 60, scores)
-    saved = model.save(output, card=card, data_fingerprint=frames.fingerprint())
+    saved = model.save(
+        output,
+        card=card,
+        data_fingerprint=frames.fingerprint(),
+        more=generator_tensors(generator),
+        notes=config.to_dict(),
+    )
     write_card(output / "card.md", card)
     shutil.copy(work / "metrics.jsonl", output / "metrics.jsonl")
     shutil.rmtree(work)

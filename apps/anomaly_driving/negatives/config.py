@@ -66,14 +66,15 @@ class NegativesConfig:
 
     Attributes:
         kind: none; paste (cut-outs or textures of `folder`); vae, diffusion, flow_matching
-            (trained on patches of the known first, then drawn from); flow (trained jointly).
+            (trained on patches of the known first, then drawn from); flow (trained on them
+            first, then jointly with the segmenter).
         folder: of PNG cut-outs with transparency, or of textures; needed by "paste".
         patch: pixels a side of generated patches.
         bank: patches drawn from a generator that is trained first.
         joint_weight: of the flow's negative log-likelihood per dimension in the joint loss.
         temperature: factor on the noise that a flow or VAE is sampled with.
         model: options of `core.build` for the generator.
-        fit: its training, where it is trained first.
+        fit: the generator's training on patches of the known.
         placement: how patches come into a picture.
     """
 
