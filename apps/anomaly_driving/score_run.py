@@ -1,0 +1,381 @@
+"""What the commands score, benchmark, calibrate and export do; refusals come before computing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from apps.anomaly_driving.calibrate import (
+    Calibration,
+    Target,
+    Threshold,
+    load_thresholds,
+    save_thresholds,
+)
+from apps.anomaly_driving.data import Driving, open_data
+from apps.anomaly_driving.evaluation import Evaluated, Options, closed_miou, evaluate
+from apps.anomaly_driving.fits import fit_scores, load_fits, save_fits
+from apps.anomaly_driving.network import Network, Scorer, open_network
+from apps.anomaly_driving.pixel_metrics import frame_counts
+from apps.anomaly_driving.plots import precision_recall
+from apps.anomaly_driving.score import Writing, score_images
+from apps.anomaly_driving.scores import DEFAULT, Fitted, available, is_fitted, parse
+from apps.anomaly_driving.segment_metrics import TRACKS, Sizes
+from apps.anomaly_driving.sources import FromFiles, FromNetwork, Source
+from apps.anomaly_driving.tables import difference_table, score_table, threshold_table
+from apps.anomaly_driving.tiles import Tiling
+from core.errors import AleatorError
+from core.report import report, write_results, write_text
+
+Say = Callable[[str], None]
+SAMPLES = Path(__file__).parent / "samples"
+BUNDLED_MODEL, BUNDLED_IMAGES = SAMPLES / "camvid_model", SAMPLES / "images"
+
+
+@dataclass(frozen=True)
+class Using:
+    """Which model, and how images are given to it.
+
+    Attributes:
+        model: folder of ours, or TorchScript or ONNX file; the bundled weights if None.
+        longer_side: of the network's input; the model's own if None, the image's if 0.
+        tile: side of tiles for large inputs; whole images if 0.
+        overlap: of tiles.
+        classes: file of class names of a network that is not ours.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    model: Path | None = None
+    longer_side: int | None = None
+    tile: int = 0
+    overlap: int = 256
+    classes: Path | None = None
+    device: str = "auto"
+
+    def open(self, say: Say) -> Network:
+        """The network; says what is doubtful about it.
+
+        Raises:
+            AleatorError: no such model, damaged, of another application.
+        """
+        tiling = Tiling(self.tile, self.overlap, self.overlap // 4) if self.tile else None
+        path = self.model or BUNDLED_MODEL
+        if self.model is None and not (path / "model.json").exists():
+            raise AleatorError("no weights are bundled with this installation; give --model")
+        if not path.exists():
+            raise AleatorError(f"{path}: no such model; `train` makes one, nothing is downloaded")
+        external: dict[str, Any] = {}
+        if self.classes is not None:
+            from apps.anomaly_driving.external import read_classes
+
+            external["classes"] = read_classes(self.classes)
+        network = open_network(
+            path, longer_side=self.longer_side, tiling=tiling, device=self.device, **external
+        )
+        for warning in getattr(network.model, "warnings", ()):
+            say(f"warning: {warning}")
+        return network
+
+    @property
+    def folder(self) -> Path | None:
+        """Where fits and thresholds are kept; None beside a single file."""
+        path = self.model or BUNDLED_MODEL
+        return path if path.is_dir() else None
+
+
+@dataclass(frozen=True)
+class Picking:
+    """Which frames of a folder.
+
+    Attributes:
+        layout: name of the layout; found out if None.
+        split: part of the set; all if None.
+        hold_out: known classes to be taken as the anomaly.
+    """
+
+    layout: str | None = None
+    split: str | None = None
+    hold_out: tuple[str, ...] = ()
+
+    def open(self, folder: Path, say: Say) -> Driving:
+        """The frames; says what was found."""
+        data = open_data(folder, layout=self.layout, split=self.split, hold_out=self.hold_out)
+        labelled = sum(frame.label is not None for frame in data.frames)
+        say(f"{folder}: layout {data.layout}, {len(data)} images, {labelled} with labels")
+        return data
+
+
+def score(
+    source: Path | None,
+    folder: Path,
+    using: Using,
+    names: str | None = None,
+    *,
+    picking: Picking | None = None,
+    overlays: bool = True,
+    open_set: bool = False,
+    overwrite: bool = False,
+    say: Say = print,
+) -> list[Path]:
+    """Score images; the bundled photographs if none are given.
+
+    Raises:
+        AleatorError: bad images, model or options.
+    """
+    wanted = parse(names) if names else None
+    if source is None and not BUNDLED_IMAGES.is_dir():
+        raise AleatorError("no images are bundled with this installation; give a folder")
+    data = (picking or Picking()).open(source or BUNDLED_IMAGES, say)
+    network = using.open(say)
+    wanted = wanted or (("hybrid",) if network.has_head else ("energy",))
+    fits = _fits(using, network, wanted)
+    _must_have_head(network, wanted)
+    kept = _thresholds(using, network, say)
+    thresholds = {name: kept[name].value for name in wanted if name in kept}
+    writing = Writing(overlays, open_set, thresholds, overwrite)
+    written = score_images(network, data, wanted, folder, fits=fits, writing=writing, say=say)
+    say(f"{folder}: {len(written)} score files of {', '.join(wanted)}, higher = more unexpected")
+    return written
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How `benchmark` judges.
+
+    Attributes:
+        track: "anomaly" or "obstacle", sizes of segments; the layout's if None.
+        score_files: folder of scores to judge instead of a model.
+        validation: folder on which thresholds are frozen (best F1); the model's calibration if
+            None.
+        closed: folder with class labels for the closed mIoU.
+        against: score that others are compared with.
+        draws: of the bootstrap; 0 for none.
+        seed: of the bootstrap.
+    """
+
+    track: str | None = None
+    score_files: Path | None = None
+    validation: Path | None = None
+    closed: Path | None = None
+    against: str | None = None
+    draws: int = 1000
+    seed: int = 0
+
+    def sizes(self, data: Driving) -> Sizes:
+        """Least components.
+
+        Raises:
+            AleatorError: an unknown track.
+        """
+        track = self.track or data.track
+        if track not in TRACKS:
+            raise AleatorError(f"--track {track}: known are {', '.join(TRACKS)}")
+        return TRACKS[track]
+
+
+def benchmark(
+    source: Path,
+    folder: Path,
+    using: Using,
+    names: str | None = None,
+    *,
+    picking: Picking | None = None,
+    judging: Judging | None = None,
+    overwrite: bool = False,
+    say: Say = print,
+) -> Path:
+    """Judge scores on a labelled data set: a table, results.json, a figure and pictures.
+
+    Returns:
+        `results.json`; `report.md`, `precision_recall.png` and `worst/` are beside it.
+
+    Raises:
+        AleatorError: bad data, model, score files or options.
+    """
+    judging, picking = judging or Judging(), picking or Picking()
+    target = folder / "results.json"
+    if target.exists() and not overwrite:
+        raise AleatorError(f"{target} exists; choose another folder or --overwrite")
+    wanted = parse(names) if names and judging.score_files is None else None
+    data = picking.open(source, say).labelled()
+    sizes = judging.sizes(data)
+    network: Network | None = None
+    if judging.score_files is not None:
+        listed = [name.strip() for name in names.split(",")] if names else []
+        scores: Source = FromFiles(judging.score_files, listed)
+        frozen: dict[str, float] = {}
+    else:
+        network = using.open(say)
+        fits = _fits(using, network, wanted)
+        chosen = wanted or available(
+            [*DEFAULT, *(n for n in fits if n not in DEFAULT)], head=network.has_head, fits=fits
+        )
+        _must_have_head(network, chosen)
+        scores = FromNetwork(Scorer(network, chosen, fits))
+        frozen = _frozen(using, network, scores, judging, picking, say)
+    if judging.against is not None and judging.against not in scores.names:
+        raise AleatorError(
+            f"--against {judging.against}: not among the scores ({', '.join(scores.names)})"
+        )
+    options = Options(sizes, frozen, judging.against, judging.draws, seed=judging.seed)
+    found = evaluate(scores, data, options, pictures=folder / "worst", say=say)
+    if judging.closed is not None and network is not None:
+        closed = closed_miou(network, Picking(split=picking.split).open(judging.closed, say), say)
+        for row in found.rows:
+            row["closed_miou"] = closed
+    return _write(found, data, network, sizes, folder, say)
+
+
+def _write(
+    found: Evaluated,
+    data: Driving,
+    network: Network | None,
+    sizes: Sizes,
+    folder: Path,
+    say: Say,
+) -> Path:
+    title = (
+        f"{data.root.resolve().name}: {len(data)} frames, layout {data.layout}, segments of at "
+        f"least {sizes.predicted} predicted and {sizes.truth} true pixels"
+    )
+    tables = [score_table(found.rows, title)]
+    if found.ap_difference:
+        tables.append(difference_table(found.ap_difference, found.against, len(data)))
+    results = write_results(
+        folder / "results.json",
+        tables,
+        rows=found.rows,
+        intervals={name: asdict(entry) for name, entry in found.ap.items()},
+        differences={name: asdict(entry) for name, entry in found.ap_difference.items()},
+        against=found.against,
+        worst=[{"frame": key, "missed + false": error} for key, error in found.worst],
+        data={"layout": data.layout, "frames": len(data), "fingerprint": data.fingerprint()},
+        segments=asdict(sizes),
+        model=None
+        if network is None
+        else {
+            "fingerprint": network.model.fingerprint,
+            "longer_side": network.longer_side,
+            "classes": list(network.model.classes),
+            "trained_on": getattr(network.model, "card", {}).get("data"),
+        },
+    )
+    write_text(folder / "report.md", report(results, "Unexpected objects"))
+    precision_recall(found.curves, folder / "precision_recall.png", data.root.resolve().name)
+    for table in tables:
+        table.print()
+    say(f"{folder}: results.json, report.md, precision_recall.png, worst/")
+    return folder / "results.json"
+
+
+def calibrate(
+    source: Path,
+    using: Using,
+    names: str | None = None,
+    *,
+    target: Target = "fpr",
+    rate: float | None = 0.01,
+    level: float = 0.9,
+    fit: Path | None = None,
+    picking: Picking | None = None,
+    seed: int = 0,
+    say: Say = print,
+) -> dict[str, Threshold]:
+    """Fit scores to known images, if asked for, and keep thresholds with the model.
+
+    Raises:
+        AleatorError: bad data, model or options, or a rate that cannot be reached.
+    """
+    picking = picking or Picking()
+    network, folder = using.open(say), using.folder
+    if folder is None:
+        raise AleatorError(f"{using.model}: thresholds are kept in a model folder, not by a file")
+    if using.model is None:
+        raise AleatorError("the bundled model is not changed: copy its folder and give --model")
+    wanted = parse(names) if names else None
+    _must_have_head(network, wanted or ())
+    data = picking.open(source, say)
+    if fit is not None:
+        known = picking.open(fit, say)
+        fits = fit_scores(network, lambda: known.samples(say=say), wanted or (), seed=seed)
+        if not fits:
+            raise AleatorError("--fit: none of --scores needs a fit; see the list in the guide")
+        save_fits(folder, fits, network.model.fingerprint)
+        say(f"{folder / 'scores'}: fitted {', '.join(fits)} to {len(known)} images")
+    kept = _fits(using, network, wanted)
+    chosen = wanted or available(DEFAULT, head=network.has_head, fits=kept)
+    scorer = Scorer(network, chosen, kept)
+    counts = {name: Calibration(name) for name in chosen}
+    for sample in data.labelled().samples(say=say):
+        assert sample.anomaly is not None
+        scored = scorer(sample.image, sample.frame.image)
+        for name in chosen:
+            counts[name].add(frame_counts(scored.scores[name], sample.anomaly))
+    found = {
+        name: entry.threshold(
+            target,
+            rate if target != "f1" else None,
+            level=level,
+            seed=seed,
+            data=data.fingerprint(),
+            longer_side=network.longer_side,
+        )
+        for name, entry in counts.items()
+    }
+    path = save_thresholds(folder, found, network.model.fingerprint)
+    threshold_table(found, len(data)).print()
+    say(f"{path}: thresholds of {', '.join(found)}")
+    return found
+
+
+def _fits(using: Using, network: Network, wanted: Sequence[str] | None) -> dict[str, Fitted]:
+    if using.folder is None:
+        return {}
+    if wanted is not None and not any(is_fitted(name) for name in wanted):
+        return {}
+    return dict(load_fits(using.folder, network.model.fingerprint, wanted))
+
+
+def _thresholds(using: Using, network: Network, say: Say) -> dict[str, Threshold]:
+    """Thresholds of the model, those that were chosen at this input size."""
+    if using.folder is None:
+        return {}
+    found = load_thresholds(using.folder, network.model.fingerprint)
+    other = [name for name, t in found.items() if t.longer_side != network.longer_side]
+    if other:
+        say(f"warning: thresholds of {', '.join(other)} are of another input size, left out")
+    return {name: t for name, t in found.items() if name not in other}
+
+
+def _frozen(
+    using: Using,
+    network: Network,
+    scores: FromNetwork,
+    judging: Judging,
+    picking: Picking,
+    say: Say,
+) -> dict[str, float]:
+    """Thresholds chosen on other frames: best F1 on --validation, or the model's own."""
+    if judging.validation is None:
+        return {name: t.value for name, t in _thresholds(using, network, say).items()}
+    counts = {name: Calibration(name) for name in scores.names}
+    data = Picking(hold_out=picking.hold_out).open(judging.validation, say).labelled()
+    for sample in data.samples(say=say):
+        assert sample.anomaly is not None
+        scored = scores(sample)
+        for name in scores.names:
+            counts[name].add(frame_counts(scored.scores[name], sample.anomaly))
+    return {name: entry.threshold("f1").value for name, entry in counts.items()}
+
+
+def _must_have_head(network: Network, names: Sequence[str]) -> None:
+    from apps.anomaly_driving.scores import SCORES, parts
+
+    for name in names:
+        if not network.has_head and any(SCORES[part].head for part in parts(name)):
+            raise AleatorError(
+                f"score {name}: this model has no outlier head; choose energy or jsd, or train "
+                "with negatives"
+            )
