@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.anomaly_driving.files import read_image, read_label
 from core.errors import AleatorError
 
 Bytes = NDArray[np.uint8]
@@ -119,44 +120,20 @@ def read_frames(
     return Frames(images, labels, names, tuple(classes), void)
 
 
-def read_image(path: Path) -> Bytes:
-    """An image as (H, W, 3) RGB; grey ones are repeated, transparency is dropped.
-
-    Raises:
-        AleatorError: no such file, not an image, cut short, or deeper than 8 bits.
-    """
-    import cv2
-
-    pixels = _decode(path, cv2.IMREAD_UNCHANGED)
-    if pixels.dtype != np.uint8:
-        raise AleatorError(f"{path}: {pixels.dtype} values; convert it to 8 bits a channel")
-    if pixels.ndim == 2:
-        return np.repeat(pixels[..., None], 3, axis=2)
-    code = cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
-    return cv2.cvtColor(pixels, code).astype(np.uint8, copy=False)
-
-
-def read_labels(path: Path, classes: int, void: int) -> Bytes:
+def read_ids(path: Path, classes: int, void: int) -> Bytes:
     """A label map (H, W).
 
     Raises:
         AleatorError: not an image of one channel, or ids that are neither a class nor void.
     """
-    import cv2
-
-    pixels = _decode(path, cv2.IMREAD_UNCHANGED)
-    if pixels.ndim != 2 or pixels.dtype != np.uint8:
-        raise AleatorError(
-            f"{path}: {pixels.shape[2] if pixels.ndim == 3 else 1} channels of {pixels.dtype}; "
-            "labels are one channel of class ids, 8 bits (colours of a palette are not ids)"
-        )
+    pixels = read_label(path)
     there = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
     if unknown := [int(v) for v in there if v >= classes and v != void]:
         raise AleatorError(
             f"{path}: label ids {', '.join(map(str, unknown[:5]))} are neither one of the "
             f"{classes} classes (0 to {classes - 1}) nor void ({void})"
         )
-    return pixels.astype(np.uint8, copy=False)
+    return pixels
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -195,7 +172,7 @@ def _read(
 ) -> tuple[Bytes, Bytes]:
     import cv2
 
-    image, labels = read_image(image_path), read_labels(label_path, classes, void)
+    image, labels = read_image(image_path).pixels, read_ids(label_path, classes, void)
     if image.shape[:2] != labels.shape:
         raise AleatorError(
             f"{image_path}: {_size(image)} pixels, but its labels have {_size(labels)}"
@@ -205,22 +182,6 @@ def _read(
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
         labels = np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST), np.uint8)
     return image, labels
-
-
-def _decode(path: Path, flags: int) -> NDArray[np.generic]:
-    import cv2
-
-    try:
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-    except FileNotFoundError:
-        raise AleatorError(f"{path}: no such file") from None
-    cut = path.suffix.lower() in (".jpg", ".jpeg") and content[-2:].tobytes() != b"\xff\xd9"
-    if cut and b"\xff\xd9" not in content[-64:].tobytes():
-        raise AleatorError(f"{path}: cut short, or not a JPEG; copy it again")
-    pixels = cv2.imdecode(content, flags) if len(content) else None
-    if pixels is None:
-        raise AleatorError(f"{path}: not an image that can be read")
-    return pixels
 
 
 def _size(pixels: NDArray[np.generic]) -> str:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from apps.anomaly_driving.config import Config
-from apps.anomaly_driving.frames import Bytes, Frames, image_files, read_frames, read_image
+from apps.anomaly_driving.files import read_image, write_image
+from apps.anomaly_driving.frames import Bytes, Frames, image_files, read_frames
 from apps.anomaly_driving.model import APP
 from apps.anomaly_driving.negatives.config import NegativesConfig
 from apps.anomaly_driving.negatives.generators import make_source, stored_source
@@ -27,7 +28,6 @@ from apps.anomaly_driving.negatives.mixer import Mixed, Mixer
 from core.checkpoint import load_checkpoint
 from core.errors import AleatorError
 from core.random import keyed_generator
-from core.report import replacing
 from core.settings import parse_settings
 
 Say = Callable[[object], None]
@@ -96,14 +96,16 @@ def synthesize(
     for name in ("images", "labels"):
         shutil.rmtree(output / name, ignore_errors=True)
     shown: list[tuple[Bytes, Bytes]] = []
+    spaced = [scenes[i * len(scenes) // count] for i in range(count)]
+    chosen = spaced if count < len(scenes) else scenes
     for number in range(count):
-        name, image, labels = _one(scenes, number, mixer, seed)
-        write_png(output / "images" / f"{name}.png", image)
-        write_png(output / "labels" / f"{name}.png", labels)
+        name, image, labels = _one(chosen, number, mixer, seed)
+        write_image(output / "images" / f"{name}.png", image)
+        write_image(output / "labels" / f"{name}.png", labels)
         if len(shown) < 2 * SHEET_ROWS:
             shown.append((image, labels))
     sheet = output / "contact_sheet.png"
-    write_png(sheet, contact_sheet(shown))
+    write_image(sheet, contact_sheet(shown))
     say(f"{output}: {count} pictures, their masks, {sheet.name}")
     return sheet
 
@@ -120,7 +122,7 @@ def read_scenes(source: Path, config: Config) -> tuple[list[Scene], Frames | Non
         zipped = zip(frames.names, frames.images, frames.labels, strict=True)
         return [Scene(*parts) for parts in zipped], frames
     folder = source / "images" if (source / "images").is_dir() else source
-    images = [(path.stem, read_image(path)) for path in image_files(folder)]
+    images = [(path.stem, read_image(path).pixels) for path in image_files(folder)]
     return [Scene(n, image, np.zeros(image.shape[:2], np.uint8)) for n, image in images], None
 
 
@@ -224,15 +226,3 @@ def contact_sheet(shown: Sequence[tuple[Bytes, Bytes]]) -> Bytes:
 def _chunks(items: list[Bytes], size: int) -> Iterator[list[Bytes]]:
     for first in range(0, len(items), size):
         yield items[first : first + size]
-
-
-def write_png(path: Path, pixels: Bytes) -> None:
-    """Write (H, W, 3) RGB or (H, W) as PNG, whole or not at all."""
-    import cv2
-
-    stored = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
-    done, content = cv2.imencode(".png", stored)
-    if not done:
-        raise AleatorError(f"{path}: a picture of shape {pixels.shape} cannot be written as PNG")
-    with replacing(path) as draft:
-        draft.write_bytes(content.tobytes())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from apps.anomaly_driving.augment import AugmentConfig, crops
-from apps.anomaly_driving.closed import closed_miou
+from apps.anomaly_driving.closed import frames_miou
 from apps.anomaly_driving.config import Config
 from apps.anomaly_driving.exposure import Exposure
 from apps.anomaly_driving.frames import Frames, read_frames
@@ -110,8 +110,11 @@ def train(
     val = validation or data / "val"
     scores: dict[str, float] = {}
     if (val / "images").is_dir():
-        scores = {"closed_miou": closed_miou(model, val, config)}
-        say(f"closed mIoU on {val.name}: {scores['closed_miou']:.3f}")
+        unseen = read_frames(val, config.classes, config.void, height=config.rows)
+        found = frames_miou(model, unseen.without_ids(config.held_out))
+        if found is not None:
+            scores = {"closed_miou": found}
+            say(f"closed mIoU on {val.name}: {found:.3f}")
     card = make_card(model, frames, config, fitted.steps, fitted.seconds / 60, scores)
     saved = model.save(
         output,

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apps.anomaly_driving.frames import image_files, read_image
+from apps.anomaly_driving.files import read_image
+from apps.anomaly_driving.frames import image_files
 from core.errors import AleatorError
 from core.flows.base import Flow
 from core.model import GenerativeModel
@@ -76,7 +77,7 @@ def read_piece(path: Path) -> Piece:
     import cv2
 
     raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    image = read_image(path)
+    image = read_image(path).pixels
     alpha = None
     if raw is not None and raw.ndim == 3 and raw.shape[2] == 4:
         alpha = raw[..., 3]
