@@ -24,6 +24,10 @@ SOLID, FAINT = 0.6, 0.05
 """Opacity from which a pixel is the pasted object's, and below which it is not touched."""
 
 
+Box = tuple[slice, slice]
+"""Rows and columns of a picture."""
+
+
 @dataclass(frozen=True)
 class Mixed:
     """What pasting makes of B pictures.
@@ -61,6 +65,26 @@ class Place:
     feather: float
 
 
+@dataclass
+class Canvas:
+    """One picture while objects come into it; fields as of `Mixed`, without the batch."""
+
+    image: Tensor
+    labels: Tensor
+    negative: Tensor
+    known: Tensor
+
+    def mark(self, box: Box, alpha: Tensor, ids: Tensor | None, void: int) -> None:
+        """Note what was pasted into a box: unknown, or known with class ids (h, w)."""
+        solid, touched = alpha >= SOLID, alpha > FAINT
+        fresh = torch.full_like(self.labels[box], void)
+        if ids is not None:
+            fresh = torch.where(solid, ids, fresh)
+        self.labels[box] = torch.where(touched, fresh, self.labels[box])
+        self.negative[box] = torch.where(touched, solid & (ids is None), self.negative[box])
+        self.known[box] = torch.where(touched, solid & (fresh != void), self.known[box])
+
+
 class Mixer(nn.Module):
     """Pastes negatives, and known parts, into batches."""
 
@@ -70,9 +94,9 @@ class Mixer(nn.Module):
         """Assemble.
 
         Args:
-            source: of the unknown; None to paste nothing at all.
+            source: of the unknown; None to paste nothing, or, with known = 1, the known alone.
             config: placement and weights.
-            classes: K; only parts whose pixels are mostly of these are pasted as known.
+            classes: K.
             void: label id of no class.
         """
         super().__init__()
@@ -81,7 +105,7 @@ class Mixer(nn.Module):
     @property
     def pastes(self) -> bool:
         """Whether there is anything to paste."""
-        return self.source is not None
+        return self.source is not None or self.config.placement.known == 1
 
     def forward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Mixed:
         """Paste into images (B, 3, H, W) in [0, 1] with labels (B, H, W).
@@ -89,22 +113,30 @@ class Mixer(nn.Module):
         Gradients reach a source in training, and nothing else.
         """
         nothing = torch.zeros_like(labels, dtype=torch.bool)
-        if self.source is None:
+        if not self.pastes:
             return Mixed(images, labels, nothing, nothing)
-        place = self.config.placement
-        counts = torch.randint(place.most + 1, (len(images),), generator=generator)
+        share = self.config.placement.known
+        counts = torch.randint(self.config.placement.most + 1, (len(images),), generator=generator)
         if not counts.sum():
             counts[0] = 1
-        shows_known = rand((int(counts.sum()),), generator) < place.known
-        if shows_known.all():
+        shows_known = rand((int(counts.sum()),), generator) < share
+        if share < 1 and shows_known.all():
             shows_known[0] = False
-        drawn = iter(self.source.draw(int((~shows_known).sum()), generator))
-        flags = iter(shows_known.tolist())
-        parts = [
-            self._into(b, images, labels, int(count), flags, drawn, generator)
-            for b, count in enumerate(counts.tolist())
-        ]
-        return Mixed(*(torch.stack(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
+        wanted = int((~shows_known).sum())
+        drawn = iter(self.source.draw(wanted, generator) if self.source is not None else ())
+        pieces = iter([None if known else next(drawn) for known in shows_known.tolist()])
+        canvases = []
+        for index, count in enumerate(counts.tolist()):
+            empty = torch.zeros_like(nothing[index])
+            canvas = Canvas(images[index], labels[index].clone(), empty, empty.clone())
+            self._fill(canvas, [next(pieces) for _ in range(count)], images, labels, generator)
+            canvases.append(canvas)
+        return Mixed(
+            torch.stack([c.image for c in canvases]),
+            torch.stack([c.labels for c in canvases]),
+            torch.stack([c.negative for c in canvases]),
+            torch.stack([c.known for c in canvases]),
+        )
 
     def likelihood_loss(
         self, images: Tensor, generator: torch.Generator
@@ -115,114 +147,76 @@ class Mixer(nn.Module):
         value = self.source.likelihood_loss(images, generator)
         return None if value is None else (self.config.joint_weight * value, value)
 
-    def _into(
+    def _fill(
         self,
-        index: int,
+        canvas: Canvas,
+        pieces: list[Piece | None],
         images: Tensor,
         labels: Tensor,
-        count: int,
-        flags: object,
-        drawn: object,
         generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Paste `count` objects into one picture, far ones first."""
-        image, label = images[index], labels[index].clone()
-        negative = torch.zeros_like(label, dtype=torch.bool)
-        known = negative.clone()
-        places = [place_of(self.config.placement, *label.shape, generator) for _ in range(count)]
-        for place in sorted(places, key=lambda p: p.top + p.height):
-            if next(flags):  # type: ignore[call-overload]
-                other = int(torch.randint(len(images), (1,), generator=generator))
-                image = self._known(
-                    image, label, negative, known, images[other], labels[other], place, generator
-                )
+    ) -> None:
+        """Paste pieces, far ones first; None stands for a part of another picture."""
+        shape = canvas.labels.shape
+        places = [place_of(self.config.placement, *shape, generator) for _ in pieces]
+        places.sort(key=lambda place: place.top + place.height)
+        for piece, place in zip(pieces, places, strict=True):
+            if piece is not None:
+                piece, place = fitted(piece, place, canvas.image.shape, generator)
+                colour = recoloured(piece.pixels, self.config.placement.recolour, generator)
+                box, alpha = self._blend(canvas, Piece(colour, piece.opacity), place, generator)
+                canvas.mark(box, alpha, None, self.void)
             else:
-                piece: Piece = next(drawn)  # type: ignore[call-overload]
-                image = self._unknown(image, label, negative, known, piece, place, generator)
-        return image, label, negative, known
+                other = int(torch.randint(len(images), (1,), generator=generator))
+                part = part_like(place, shape, generator)
+                box, alpha = self._blend(
+                    canvas, Piece(images[(other, slice(None), *part)]), place, generator
+                )
+                ids = resized_ids(labels[(other, *part)], place, self.void)
+                ids = ids[_visible(place, border_of(place.feather), shape)]
+                canvas.mark(box, alpha, ids, self.void)
 
-    def _unknown(
-        self,
-        image: Tensor,
-        label: Tensor,
-        negative: Tensor,
-        known: Tensor,
-        piece: Piece,
-        place: Place,
-        generator: torch.Generator,
-    ) -> Tensor:
-        piece, place = fitted(piece, place, image.shape, generator)
-        piece = Piece(
-            recoloured(piece.pixels, self.config.placement.recolour, generator), piece.opacity
-        )
-        image, box, alpha = self._blended(image, piece, place, generator)
-        solid, touched = alpha >= SOLID, alpha > FAINT
-        label[box][touched] = self.void
-        negative[box][touched] = solid[touched]
-        known[box][touched] = False
-        return image
-
-    def _known(
-        self,
-        image: Tensor,
-        label: Tensor,
-        negative: Tensor,
-        known: Tensor,
-        other: Tensor,
-        other_label: Tensor,
-        place: Place,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """A part of another picture, enlarged or shrunk a little, with its labels."""
-        zoom, down, across = rand((3,), generator).tolist()
-        factor = 0.6 + zoom
-        rows = min(max(2, round(place.height / factor)), other.shape[1])
-        columns = min(max(2, round(place.width / factor)), other.shape[2])
-        top, left = (
-            int(down * (other.shape[1] - rows + 1)),
-            int(across * (other.shape[2] - columns + 1)),
-        )
-        part = (slice(top, top + rows), slice(left, left + columns))
-        image, box, alpha = self._blended(image, Piece(other[(..., *part)]), place, generator)
-        margin = border_of(place.feather)
-        size = (place.height, place.width)
-        ids = F.interpolate(other_label[part][None, None].float(), size, mode="nearest")[0, 0]
-        ids = F.pad(ids, (margin,) * 4, value=self.void).long()
-        ids = ids[_visible(place, margin, image.shape)]
-        solid, touched = alpha >= SOLID, alpha > FAINT
-        label[box] = torch.where(solid, ids, torch.where(touched, self.void, label[box]))
-        negative[box][touched] = False
-        known[box][touched] = (solid & (ids != self.void))[touched]
-        return image
-
-    def _blended(
-        self, image: Tensor, piece: Piece, place: Place, generator: torch.Generator
-    ) -> tuple[Tensor, tuple[slice, slice], Tensor]:
-        """The picture with the piece in it, the box that it touched, and the opacity there."""
-        config = self.config.placement
-        margin = border_of(place.feather)
-        size = (place.height, place.width)
+    def _blend(
+        self, canvas: Canvas, piece: Piece, place: Place, generator: torch.Generator
+    ) -> tuple[Box, Tensor]:
+        """Put a piece into the picture: the box that it touched, and its opacity there."""
+        config, shape = self.config.placement, canvas.labels.shape
+        margin, size = border_of(place.feather), (place.height, place.width)
         pixels = F.interpolate(piece.pixels[None], size, mode="bilinear", antialias=True)[0]
         if piece.opacity is None:
             inside = outline(*size, generator)
         else:
             own = F.interpolate(piece.opacity[None, None], size, mode="bilinear", antialias=True)
             inside = own[0, 0] > 0.5
-        alpha = feathered(inside, place.feather).to(pixels)
-        pixels = F.pad(pixels[None], (margin,) * 4, mode="replicate")[0]
-        visible = _visible(place, margin, image.shape)
-        alpha, pixels = alpha[visible], pixels[(..., *visible)]
-        box = _box(place, margin, image.shape)
-        below = image[(..., *box)]
-        strength = config.tone * rand((1,), generator).to(image)
+        visible, box = _visible(place, margin, shape), _box(place, margin, shape)
+        alpha = feathered(inside, place.feather)[visible].to(pixels)
+        pixels = F.pad(pixels[None], (margin,) * 4, mode="replicate")[0][(slice(None), *visible)]
+        below = canvas.image[(slice(None), *box)]
+        strength = config.tone * rand((1,), generator).to(below)
         pixels = tone_matched(pixels, alpha, below, strength).clamp(0, 1)
         if config.blend == "poisson":
             merged = poisson(below, pixels, alpha > 0.5)
         else:
             merged = feather(below, pixels, alpha)
-        inset = torch.zeros_like(image)
-        inset[(..., *box)] = merged - below
-        return image + inset, box, alpha
+        inset = torch.zeros_like(canvas.image)
+        inset[(slice(None), *box)] = merged - below
+        canvas.image = canvas.image + inset
+        return box, alpha
+
+
+def part_like(place: Place, shape: torch.Size, generator: torch.Generator) -> Box:
+    """A random part of a picture, from 0.6 to 1.6 times smaller than a place."""
+    zoom, down, across = rand((3,), generator).tolist()
+    rows = min(max(2, round(place.height / (0.6 + zoom))), shape[0])
+    columns = min(max(2, round(place.width / (0.6 + zoom))), shape[1])
+    top, left = int(down * (shape[0] - rows + 1)), int(across * (shape[1] - columns + 1))
+    return slice(top, top + rows), slice(left, left + columns)
+
+
+def resized_ids(ids: Tensor, place: Place, void: int) -> Tensor:
+    """Class ids (h, w) at a place's size, by the nearest pixel, with its margin as void."""
+    size = (place.height, place.width)
+    near = F.interpolate(ids[None, None].float(), size, mode="nearest-exact")[0, 0].long()
+    return F.pad(near, (border_of(place.feather),) * 4, value=void)
 
 
 def place_of(
@@ -293,17 +287,17 @@ def recoloured(pixels: Tensor, strength: float, generator: torch.Generator) -> T
     return (mixed + 0.3 * strength * draw[2:5, None, None]).clamp(0, 1)
 
 
-def _box(place: Place, margin: int, shape: torch.Size) -> tuple[slice, slice]:
+def _box(place: Place, margin: int, shape: torch.Size) -> Box:
     """The part of the picture that a place with its margin covers."""
     top, left = place.top - margin, place.left - margin
     bottom, right = place.top + place.height + margin, place.left + place.width + margin
     return (
-        slice(max(top, 0), max(min(bottom, shape[1]), 0)),
-        slice(max(left, 0), max(min(right, shape[2]), 0)),
+        slice(max(top, 0), max(min(bottom, shape[0]), 0)),
+        slice(max(left, 0), max(min(right, shape[1]), 0)),
     )
 
 
-def _visible(place: Place, margin: int, shape: torch.Size) -> tuple[slice, slice]:
+def _visible(place: Place, margin: int, shape: torch.Size) -> Box:
     """The part of the padded piece that is inside the picture."""
     rows, columns = _box(place, margin, shape)
     top, left = place.top - margin, place.left - margin
