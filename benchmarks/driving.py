@@ -1,0 +1,264 @@
+"""Does training on simulated anomalies help? One network, equal steps, every kind of negatives.
+
+    python benchmarks/driving.py DATA [--models FOLDER] [--rows none,flow,...] [--sets NAME,...]
+                                 [--steps 200] [--seeds 0] [--train-only] [--out FOLDER]
+
+DATA holds `camvid/`, `static_val/`, `road_anomaly21_val/`, `road_obstacle21_val/`,
+`fishyscapes_static_val/` and `coco_cutouts/` (docs/driving.md says where they come from). A base
+model is trained from scratch on camvid/train without negatives (recipes/driving.json); every row
+then goes on from it for the same number of steps, the row without negatives, too. Whatever is in
+FOLDER already is not made again: a run that was stopped goes on where it was. Everything but the
+training uses the sets for nothing but scoring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.anomaly_driving.bootstrap import Difference, FrameCounts, intervals
+from apps.anomaly_driving.config import Config, read_config
+from apps.anomaly_driving.data import Driving, open_data
+from apps.anomaly_driving.network import Network, Scorer
+from apps.anomaly_driving.pixel_metrics import PixelCounts, frame_counts
+from apps.anomaly_driving.scores import DEFAULT
+from apps.anomaly_driving.textures import write_textures
+from apps.anomaly_driving.train import train
+from core.progress import progress_bar
+from core.random import keyed_generator
+from core.report import Row, Table, replacing, report, write_results, write_text
+
+HERE = Path(__file__).parent
+ROWS = {
+    "none": "no negatives",
+    "textures": "paste: noise textures",
+    "vae": "VAE",
+    "flow": "flow, joint",
+    "diffusion": "diffusion",
+    "flow_matching": "flow matching",
+    "cutouts": "paste: real objects",
+}
+SETS = {
+    "static_val": "static_val",
+    "ra21": "road_anomaly21_val",
+    "ro21": "road_obstacle21_val",
+    "fs_static": "fishyscapes_static_val",
+}
+PLAIN = tuple(name for name in DEFAULT if name not in ("d_out", "hybrid"))
+"""Scores that make sense without an outlier head that was trained."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one score says of a set: enough for every pixel metric and for the bootstrap.
+
+    Attributes:
+        pooled: (2, bins) pixels at every float16 score.
+        frames: (N, 2, cells) the same by frame, coarser.
+    """
+
+    pooled: np.ndarray
+    frames: np.ndarray
+
+    def array(self) -> np.ndarray:
+        return self.frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def metrics(self) -> dict[str, float]:
+        pixels = PixelCounts()
+        pixels.counts = self.pooled
+        return pixels.curve().metrics()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train what is missing, score, and write driving.md and driving.json."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("data", type=Path, help="folder with the data sets")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="trained or to train")
+    parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated; default: all")
+    parser.add_argument("--sets", default=",".join(SETS), help="comma-separated; default: all")
+    parser.add_argument("--steps", type=int, default=200, help="of every row, after the base")
+    parser.add_argument("--seeds", default="0", help="comma-separated, of every row")
+    parser.add_argument("--longer-side", type=int, default=None, help="pixels that are scored")
+    parser.add_argument("--train-only", action="store_true")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args(arguments)
+    rows = {name: ROWS[name] for name in options.rows.split(",")}
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    for seed in seeds:
+        for name in rows:
+            train_row(name, seed, options.data, options.models, options.steps)
+    if options.train_only:
+        return
+    tables: list[Table] = [closed_table(rows, seeds, options.models, options.steps)]
+    for name in options.sets.split(","):
+        found = {
+            (row, seed): counts(row, seed, SETS[name], options) for row in rows for seed in seeds
+        }
+        tables += set_tables(SETS[name], rows, seeds, found)
+    results = write_results(options.out / "driving.json", tables)
+    write_text(options.out / "driving.md", report(results, "Simulated anomalies: does it help?"))
+    for table in tables:
+        table.print()
+
+
+def train_row(name: str, seed: int, data: Path, models: Path, steps: int) -> Path:
+    """The model of a row, trained if it is not there."""
+    base, folder = models / "base", model_folder(models, name, seed, steps)
+    if not (base / "model.json").exists():
+        config = read_config(HERE / "recipes" / "driving.json")
+        train(data / "camvid", base, config, resume=True, say=say)
+    if not (folder / "model.json").exists():
+        say(f"{ROWS[name]}, seed {seed}, {steps} steps")
+        config = row_config(name, data, models, steps)
+        train(data / "camvid", folder, config, seed=seed, start=base, resume=True, say=say)
+    return folder
+
+
+def row_config(name: str, data: Path, models: Path, steps: int) -> Config:
+    """The recipe of a row: everything but the negatives is the same in all."""
+    negatives: dict[str, Any] = {"kind": name}
+    if name == "textures":
+        negatives = {"kind": "paste", "folder": str(write_textures(models / "textures"))}
+    if name == "cutouts":
+        negatives = {"kind": "paste", "folder": str(data / "coco_cutouts" / "nc")}
+    recipe = json.loads((HERE / "recipes" / "driving_rows.json").read_text())
+    return read_config(
+        HERE / "recipes" / "driving.json",
+        recipe,
+        {"negatives": negatives, "fit": {"steps": steps}},
+    )
+
+
+def model_folder(models: Path, name: str, seed: int, steps: int) -> Path:
+    return models / f"{name}_{steps}_{seed}"
+
+
+def counts(row: str, seed: int, folder: str, options: argparse.Namespace) -> dict[str, Counts]:
+    """Every score of a model on a set, from the cache beside the model if it is there."""
+    model = model_folder(options.models, row, seed, options.steps)
+    side = options.longer_side
+    kept = model / f"counts_{folder}_{side or 'own'}.npz"
+    if not kept.exists():
+        from apps.anomaly_driving.network import open_network
+
+        found = score_set(open_network(model, longer_side=side), open_data(options.data / folder))
+        arrays = {f"{n}/{part}": v for n, c in found.items() for part, v in vars(c).items()}
+        with replacing(kept) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    with np.load(kept) as stored:
+        return {n: Counts(stored[f"{n}/pooled"], stored[f"{n}/frames"]) for n in DEFAULT}
+
+
+def score_set(network: Network, data: Driving) -> dict[str, Counts]:
+    """One pass over a set."""
+    scorer = Scorer(network, DEFAULT)
+    pooled = {name: PixelCounts() for name in DEFAULT}
+    frames = {name: FrameCounts() for name in DEFAULT}
+    with progress_bar(len(data), "frames") as advance:
+        for sample in data.labelled().samples():
+            assert sample.anomaly is not None
+            for name, score in scorer(sample.image, sample.frame.image).scores.items():
+                found = frame_counts(score, sample.anomaly)
+                pooled[name].add(found)
+                frames[name].add(found)
+            advance(1)
+    return {name: Counts(pooled[name].counts, frames[name].array()) for name in DEFAULT}
+
+
+def closed_table(rows: dict[str, str], seeds: list[int], models: Path, steps: int) -> Table:
+    """Closed mIoU on camvid/val of every row."""
+    lines = []
+    for name, title in {"base": "base, before any of the rows", **rows}.items():
+        folders = [models / name] if name == "base" else []
+        folders = folders or [model_folder(models, name, seed, steps) for seed in seeds]
+        cards = [json.loads((folder / "model.json").read_text())["card"] for folder in folders]
+        values = [100 * card["scores"][0]["closed_miou"] for card in cards]
+        lines.append({"negatives": title, "miou": float(np.mean(values)), **spread(values)})
+    columns = {"negatives": "negatives", "miou": "closed mIoU, %", "range": "range"}
+    title = f"camvid/val: known classes, {steps} steps after the base, seeds {seeds}"
+    return Table(lines, columns, {"miou": ".1f"}, {}, title)
+
+
+def spread(values: list[float]) -> dict[str, str]:
+    return {"range": f"{min(values):.1f} to {max(values):.1f}"} if len(values) > 1 else {}
+
+
+def set_tables(
+    folder: str,
+    rows: dict[str, str],
+    seeds: list[int],
+    found: dict[tuple[str, int], dict[str, Counts]],
+) -> list[Table]:
+    """AP, FPR95 and AuROC of every row and score, and the gain over no negatives."""
+    tables = []
+    for metric, heading, best in (
+        ("ap", "AP", "max"),
+        ("fpr95", "FPR95", "min"),
+        ("auroc", "AuROC", "max"),
+    ):
+        lines: list[Row] = []
+        for name, title in rows.items():
+            line: dict[str, Any] = {"negatives": title}
+            for score in PLAIN if name == "none" else DEFAULT:
+                values = [100 * found[name, seed][score].metrics()[metric] for seed in seeds]
+                line[score] = float(np.mean(values))
+            lines.append(line)
+        heads = {"negatives": "negatives", **{name: name for name in DEFAULT}}
+        formats = dict.fromkeys(DEFAULT, ".1f")
+        title = f"{folder}: {heading} in %, trained on camvid/train alone"
+        tables.append(Table(lines, heads, formats, dict.fromkeys(DEFAULT, best), title))
+    if "none" in rows and len(rows) > 1:
+        tables.append(gain_table(folder, rows, seeds, found))
+    return tables
+
+
+def gain_table(
+    folder: str,
+    rows: dict[str, str],
+    seeds: list[int],
+    found: dict[tuple[str, int], dict[str, Counts]],
+) -> Table:
+    """AP less that of the row without negatives, the same score, frames drawn in pairs."""
+    lines: list[Row] = []
+    for name, title in rows.items():
+        if name == "none":
+            continue
+        line: dict[str, Any] = {"negatives": title}
+        for score in PLAIN:
+            pair = {"none": found["none", seeds[0]][score], name: found[name, seeds[0]][score]}
+            line[score] = interval(
+                intervals(
+                    pair,  # type: ignore[arg-type]
+                    "ap",
+                    against="none",
+                    generator=keyed_generator(0, 0),
+                )[name]
+            )
+        lines.append(line)
+    heads = {"negatives": "negatives", **{name: name for name in PLAIN}}
+    title = (
+        f"{folder}: AP gained over no negatives, percentage points, with 90 % intervals of a "
+        f"paired bootstrap over frames; seed {seeds[0]}"
+    )
+    return Table(lines, heads, {}, {}, title)
+
+
+def interval(found: Difference) -> str:
+    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def say(line: object) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
