@@ -1,13 +1,15 @@
 """ONNX: a network with its scores as one file, checked against the model before it is kept.
 
-Input `images` (N, 3, H, W) float32 in [0, 1], RGB; outputs `logits` (N, K, H, W) and one (N, H, W)
-for each score. N is free; H and W are those of the export, since networks pad by their size.
+Input `images` (N, 3, H, W) float32 RGB in [0, 1], not normalised otherwise; outputs `logits`
+(N, K, H, W) and one (N, H, W) for each score. N is free; H and W are those of the export, since
+networks pad by their size.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apps.anomaly_driving.external import METADATA
 from apps.anomaly_driving.model import Outputs
 from apps.anomaly_driving.network import SMALLEST, Network
 from apps.anomaly_driving.scores import DEFAULT, available, parse, resolve
@@ -73,6 +76,7 @@ def export_onnx(
     outputs = ["logits", *chosen]
     with replacing(path) as draft:
         _export(module, example, draft, outputs)
+        _describe(draft, network.model.classes, chosen)
         worst = _difference(module, draft, (height, width))
         if worst > TOLERANCE:
             raise AleatorError(
@@ -112,6 +116,16 @@ def _export(module: nn.Module, example: Tensor, path: Path, outputs: Sequence[st
             external_data=False,
             verbose=False,
         )
+
+
+def _describe(path: Path, classes: Sequence[str], names: Sequence[str]) -> None:
+    """Say in the file what its input and outputs are; `external` reads it."""
+    import onnx
+
+    stored = onnx.load(str(path))
+    about = {"classes": list(classes), "scores": list(names), "mean": [0, 0, 0], "std": [1, 1, 1]}
+    onnx.helper.set_model_props(stored, {METADATA: json.dumps(about)})
+    onnx.save(stored, str(path))
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ class Using:
         tile: side of tiles for large inputs; whole images if 0.
         overlap: of tiles.
         classes: file of class names of a network that is not ours.
+        normalise: how such a network's input is normalised: imagenet, half or none.
         device: "auto", "cpu" or "cuda".
     """
 
@@ -52,6 +53,7 @@ class Using:
     tile: int = 0
     overlap: int = 256
     classes: Path | None = None
+    normalise: str | None = None
     device: str = "auto"
 
     def open(self, say: Say) -> Network:
@@ -71,6 +73,10 @@ class Using:
             from apps.anomaly_driving.external import read_classes
 
             external["classes"] = read_classes(self.classes)
+        if self.normalise is not None:
+            from apps.anomaly_driving.external import normalisation
+
+            external |= normalisation(self.normalise)
         network = open_network(
             path, longer_side=self.longer_side, tiling=tiling, device=self.device, **external
         )

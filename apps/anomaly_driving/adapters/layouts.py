@@ -293,9 +293,7 @@ def _preferred(entry: Layout, new: LabelMap, old: LabelMap) -> bool:
     return order.index(new) < order.index(old)
 
 
-def _first_that_covers(
-    fitting: list[tuple[Layout, _Found]], peek: Peek
-) -> tuple[Layout, _Found]:
+def _first_that_covers(fitting: list[tuple[Layout, _Found]], peek: Peek) -> tuple[Layout, _Found]:
     if len(fitting) > 1:
         for entry, found in fitting:
             path, label_map = next(iter(found.labels.values()))

@@ -48,10 +48,10 @@ def camvid_segnet(root: Path) -> Path:
     return root
 
 
-def camvid(root: Path) -> Path:
+def camvid(root: Path, size: tuple[int, int] = SIZE) -> Path:
     for split in ("train", "val", "test"):
-        image(root / f"{split}/images/0001TP_006690.jpg")
-        label(root / f"{split}/labels/0001TP_006690.png", 0, 3, 10, 11)
+        image(root / f"{split}/images/0001TP_006690.jpg", size=size)
+        label(root / f"{split}/labels/0001TP_006690.png", 0, 3, 10, 11, size=size)
     return root
 
 
@@ -125,6 +125,7 @@ def plain(root: Path, *ids: int, frames: int = 2, size: tuple[int, int] = SIZE) 
         image(root / f"images/{i:03d}.png", i, size)
         label(root / f"labels/{i:03d}.png", *(ids or (0, 0, 1, 255)), size=size)
     return root
+
 
 MINIATURES = {
     function.__name__: function

@@ -107,7 +107,7 @@ def test_rates_that_cannot_be():
     label = np.zeros((1, 100), np.uint8)
     label[0, :10] = 1
     saturated.add(frame_counts(np.minimum(np.arange(100), 50).astype(np.float16)[None], label))
-    with pytest.raises(AleatorError, match="d_out: 55.6 % of the known pixels share the highest"):
+    with pytest.raises(AleatorError, match=r"d_out: 55.6 % of the known pixels share the highest"):
         saturated.threshold("fpr", 0.01)
     nothing = Calibration("x")
     nothing.add(frame_counts(np.zeros((1, 5), np.float16), np.full((1, 5), 255, np.uint8)))

@@ -1,4 +1,4 @@
-"""Every layout on a miniature of its archive; what does not fit together is refused in one line."""
+"""Every layout on a miniature of its archive; what does not fit together is refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def test_every_layout_has_a_miniature():
     assert {case[1] for case in CASES} == {layout.name for layout in LAYOUTS}
 
 
-@pytest.mark.parametrize("name", ["cityscapes", "lost_and_found", "street_hazards", "anomaly_track"])
+@pytest.mark.parametrize(
+    "name", ["cityscapes", "lost_and_found", "street_hazards", "anomaly_track"]
+)
 def test_a_folder_above_is_found_too(draw, tmp_path, name):
     below = getattr(draw, name)(tmp_path / "archive" / "unpacked")
     inner, outer = open_data(below), open_data(tmp_path / "archive")
@@ -67,7 +69,7 @@ def test_splits_are_chosen_by_name(draw, tmp_path):
     root = draw.camvid(tmp_path / "camvid")
     assert [f.key for f in open_data(root, split="val").frames] == ["val/0001TP_006690"]
     assert open_data(root / "val").layout == "camvid"
-    with pytest.raises(AleatorError, match="no split 'vall'.*it has test, train, val"):
+    with pytest.raises(AleatorError, match=r"no split 'vall'.*it has test, train, val"):
         open_data(root, split="vall")
     with pytest.raises(AleatorError, match="it has none"):
         open_data(draw.plain(tmp_path / "p"), split="val")
@@ -96,7 +98,7 @@ def test_a_known_class_can_be_held_out(draw, tmp_path):
     assert sample.anomaly[0, ::9].tolist() == [0, 0, 1, 255]
     assert sample.classes[0, ::9].tolist() == [0, 3, 255, 255]
     assert len(data.classes) == 10
-    with pytest.raises(AleatorError, match="no class 'bike'.*bicyclist"):
+    with pytest.raises(AleatorError, match=r"no class 'bike'.*bicyclist"):
         open_data(tmp_path / "c", hold_out=["bike"])
 
 

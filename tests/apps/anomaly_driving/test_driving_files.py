@@ -61,7 +61,7 @@ def test_other_kinds_of_pixels(picture, tmp_path):
     alpha = stored(np.dstack([picture, np.full((40, 60), 128, np.uint8)]))
     assert "alpha" in alpha.note
     assert (alpha.pixels == picture[..., ::-1]).all()
-    with pytest.raises(AleatorError, match="uint16 pixels; .* convert the image to 8 bits"):
+    with pytest.raises(AleatorError, match=r"uint16 pixels; .* convert the image to 8 bits"):
         stored(picture.astype(np.uint16) * 256)
 
 
@@ -122,10 +122,10 @@ def test_bad_scores_are_refused(tmp_path):
         read_score(tmp_path / "a.npy")
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         file["scores"] = value
-    with pytest.raises(AleatorError, match="no dataset 'value' in it .it has scores"):
+    with pytest.raises(AleatorError, match=r"no dataset 'value' in it .it has scores"):
         read_score(tmp_path / "a.hdf5")
     (tmp_path / "a.hdf5").write_bytes((tmp_path / "a.hdf5").read_bytes()[:700])
-    with pytest.raises(AleatorError, match="not a score file .* or cut short"):
+    with pytest.raises(AleatorError, match=r"not a score file .* or cut short"):
         read_score(tmp_path / "a.hdf5")
     with pytest.raises(AleatorError, match=r"one value a pixel, \(H, W\)"):
         as_float16(np.zeros((2, 3, 4)), "x")

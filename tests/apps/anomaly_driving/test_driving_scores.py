@@ -92,7 +92,7 @@ def test_what_a_model_cannot_give(outputs):
     bare = Outputs(outputs.logits, None, outputs.features)
     with pytest.raises(AleatorError, match="no outlier head"):
         SCORES["hybrid"].function(bare)
-    with pytest.raises(AleatorError, match="knn has to be fitted .* calibrate FOLDER"):
+    with pytest.raises(AleatorError, match=r"knn has to be fitted .* calibrate FOLDER"):
         resolve("knn", {})
     with pytest.raises(AleatorError, match="has to be fitted"):
         resolve("msp+energy", {})

@@ -73,8 +73,8 @@ def test_knn_equals_sklearn():
     def unit(v):
         return v.numpy() / np.linalg.norm(v.numpy(), axis=1, keepdims=True)
 
-    distances, _ = NearestNeighbors(n_neighbors=fs.Nearest.K).fit(unit(bank)).kneighbors(
-        unit(tested)
+    distances, _ = (
+        NearestNeighbors(n_neighbors=fs.Nearest.K).fit(unit(bank)).kneighbors(unit(tested))
     )
     assert found == pytest.approx(distances[:, -1], abs=2e-4)
 

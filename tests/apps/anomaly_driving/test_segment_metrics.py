@@ -48,8 +48,7 @@ def straightforward(mask, label, sizes):
 
 
 def grid(*rows):
-    """Labels from text: . known, # anomaly, x ignored, o known but called, @ anomaly called,
-    X ignored but called."""
+    """Labels from text, . known, # anomaly, x ignored; called: o known, @ anomaly, X ignored."""
     text = np.array([list(row) for row in rows])
     label = np.select([np.isin(text, ["#", "@"]), np.isin(text, ["x", "X"])], [1, 255], 0)
     return np.isin(text, ["o", "@", "X"]), label.astype(np.uint8)
