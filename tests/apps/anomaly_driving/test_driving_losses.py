@@ -61,9 +61,7 @@ def test_outlier_head_is_torchs_weighted_cross_entropy():
         negative[chosen].float(),
         weight=torch.where(negative, weight, 1.0)[chosen],
     )
-    torch.testing.assert_close(
-        outlier_cross_entropy(d_out, negative, known, 4.0).mean(), expected
-    )
+    torch.testing.assert_close(outlier_cross_entropy(d_out, negative, known, 4.0).mean(), expected)
 
 
 def test_mean_over_nothing_is_zero():

@@ -59,9 +59,7 @@ def test_checkpoint_gives_the_same_outputs(model, tmp_path):
 def test_half_precision_halves_the_file_and_hardly_moves_the_logits(model, tmp_path):
     save(model, tmp_path / "full")
     save(model, tmp_path / "half", half=True)
-    sizes = [
-        (tmp_path / kind / "model.safetensors").stat().st_size for kind in ("full", "half")
-    ]
+    sizes = [(tmp_path / kind / "model.safetensors").stat().st_size for kind in ("full", "half")]
     assert sizes[1] < 0.55 * sizes[0]
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
