@@ -1,4 +1,4 @@
-"""Pasting: masks are the changed pixels, known parts keep their labels, tones and edges are met."""
+"""Pasting: masks are the changed pixels, known parts keep their labels, seams are soft."""
 
 import dataclasses
 
