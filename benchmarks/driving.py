@@ -1,7 +1,7 @@
 """Does training on simulated anomalies help? One network, equal steps, every kind of negatives.
 
     python benchmarks/driving.py DATA [--models FOLDER] [--rows none,flow,...] [--sets NAME,...]
-                                 [--steps 200] [--seeds 0] [--train-only] [--out FOLDER]
+                                 [--steps 120] [--seeds 0] [--train-only] [--out FOLDER]
 
 DATA holds `camvid/`, `static_val/`, `road_anomaly21_val/`, `road_obstacle21_val/`,
 `fishyscapes_static_val/` and `coco_cutouts/` (docs/driving.md says where they come from). A base
@@ -23,11 +23,15 @@ from typing import Any
 import numpy as np
 
 from apps.anomaly_driving.bootstrap import Difference, FrameCounts, intervals
+from apps.anomaly_driving.closed import frames_miou
 from apps.anomaly_driving.config import Config, read_config
 from apps.anomaly_driving.data import Driving, open_data
+from apps.anomaly_driving.frames import Frames, read_frames
+from apps.anomaly_driving.model import CAMVID, load
 from apps.anomaly_driving.network import Network, Scorer
 from apps.anomaly_driving.pixel_metrics import PixelCounts, frame_counts
-from apps.anomaly_driving.scores import DEFAULT
+from apps.anomaly_driving.scores import DEFAULT, resolve
+from apps.anomaly_driving.seam import seam_auroc
 from apps.anomaly_driving.textures import write_textures
 from apps.anomaly_driving.train import train
 from core.progress import progress_bar
@@ -52,6 +56,8 @@ SETS = {
 }
 PLAIN = tuple(name for name in DEFAULT if name not in ("d_out", "hybrid"))
 """Scores that make sense without an outlier head that was trained."""
+SEAM = ("max_logit", "jsd", "d_out")
+VAL_ROWS = 240
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, default=Path("models"), help="trained or to train")
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated; default: all")
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated; default: all")
-    parser.add_argument("--steps", type=int, default=200, help="of every row, after the base")
+    parser.add_argument("--steps", type=int, default=120, help="of every row, after the base")
     parser.add_argument("--seeds", default="0", help="comma-separated, of every row")
     parser.add_argument("--longer-side", type=int, default=None, help="pixels that are scored")
     parser.add_argument("--train-only", action="store_true")
@@ -98,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
             train_row(name, seed, options.data, options.models, options.steps)
     if options.train_only:
         return
-    tables: list[Table] = [closed_table(rows, seeds, options.models, options.steps)]
+    tables: list[Table] = [closed_table(rows, seeds, options)]
     for name in options.sets.split(","):
         found = {
             (row, seed): counts(row, seed, SETS[name], options) for row in rows for seed in seeds
@@ -115,11 +121,13 @@ def train_row(name: str, seed: int, data: Path, models: Path, steps: int) -> Pat
     base, folder = models / "base", model_folder(models, name, seed, steps)
     if not (base / "model.json").exists():
         config = read_config(HERE / "recipes" / "driving.json")
-        train(data / "camvid", base, config, resume=True, say=say)
+        train(data / "camvid" / "train", base, config, resume=True, say=say)
     if not (folder / "model.json").exists():
         say(f"{ROWS[name]}, seed {seed}, {steps} steps")
         config = row_config(name, data, models, steps)
-        train(data / "camvid", folder, config, seed=seed, start=base, resume=True, say=say)
+        train(
+            data / "camvid" / "train", folder, config, seed=seed, start=base, resume=True, say=say
+        )
     return folder
 
 
@@ -174,18 +182,41 @@ def score_set(network: Network, data: Driving) -> dict[str, Counts]:
     return {name: Counts(pooled[name].counts, frames[name].array()) for name in DEFAULT}
 
 
-def closed_table(rows: dict[str, str], seeds: list[int], models: Path, steps: int) -> Table:
-    """Closed mIoU on camvid/val of every row."""
-    lines = []
-    for name, title in {"base": "base, before any of the rows", **rows}.items():
-        folders = [models / name] if name == "base" else []
-        folders = folders or [model_folder(models, name, seed, steps) for seed in seeds]
-        cards = [json.loads((folder / "model.json").read_text())["card"] for folder in folders]
-        values = [100 * card["scores"][0]["closed_miou"] for card in cards]
-        lines.append({"negatives": title, "miou": float(np.mean(values)), **spread(values)})
-    columns = {"negatives": "negatives", "miou": "closed mIoU, %", "range": "range"}
-    title = f"camvid/val: known classes, {steps} steps after the base, seeds {seeds}"
-    return Table(lines, columns, {"miou": ".1f"}, {}, title)
+def closed_table(rows: dict[str, str], seeds: list[int], options: argparse.Namespace) -> Table:
+    """Closed mIoU on camvid/val, and the seam test on camvid/val, of every row."""
+    frames = read_frames(options.data / "camvid" / "val", CAMVID, 11, height=VAL_ROWS)
+    lines: list[Row] = []
+    for name, title in {"base": "base, before the rows", **rows}.items():
+        folders = [options.models / name] if name == "base" else []
+        folders = folders or [model_folder(options.models, name, s, options.steps) for s in seeds]
+        found = [known_quality(folder, frames) for folder in folders]
+        means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+        lines.append({"negatives": title, **means, **spread([row["miou"] for row in found])})
+    columns = {
+        "negatives": "negatives",
+        "miou": "closed mIoU, %",
+        "range": "range",
+        **{f"seam_{score}": f"seam AuROC, {score}" for score in SEAM},
+    }
+    title = (
+        f"camvid/val at {VAL_ROWS} rows: known classes, and known parts pasted as negatives are "
+        f"(0.5: not noticed); {options.steps} steps after the base, seeds {seeds}"
+    )
+    formats = {"miou": ".1f", **dict.fromkeys([f"seam_{score}" for score in SEAM], ".2f")}
+    return Table(lines, columns, formats, {}, title)
+
+
+def known_quality(folder: Path, frames: Frames) -> dict[str, float]:
+    """What a model makes of the known, from the cache beside it if it is there."""
+    kept = folder / f"known_{VAL_ROWS}.json"
+    if not kept.exists():
+        model = load(folder)
+        functions = [resolve(score, {}) for score in SEAM]
+        seams = seam_auroc(model, frames, functions)
+        found = {"miou": 100 * (frames_miou(model, frames) or 0.0)}
+        found |= {f"seam_{score}": value for score, value in zip(SEAM, seams, strict=True)}
+        write_text(kept, json.dumps(found))
+    return json.loads(kept.read_text())
 
 
 def spread(values: list[float]) -> dict[str, str]:

@@ -36,11 +36,11 @@ class LossConfig:
         class_power: classes count by share^-power in the cross-entropy; 0 for alike.
     """
 
-    uniform: float = 0.3
+    uniform: float = 0.5
     divergence: Literal["jsd", "cross_entropy"] = "jsd"
-    d_out: float = 0.3
+    d_out: float = 0.5
     balance: float = 4.0
-    energy: float = 0.05
+    energy: float = 0.1
     margin: float = 0.0
     class_power: float = 0.25
 

@@ -137,7 +137,10 @@ class AnomalyModel(nn.Module):
         stages = self.segmenter.encoder(x)
         decoded = self.segmenter.decoder(stages)
         # the head may end in bfloat16; scores subtract large logits and need float32
-        output = self.segmenter.segmentation_head(decoded).float()[..., :height, :width]
+        output = self.segmenter.segmentation_head(decoded).float()
+        if output.shape[2:] != x.shape[2:]:  # some decoders end at another stride
+            output = F.interpolate(output, x.shape[2:], mode="bilinear")
+        output = output[..., :height, :width]
         known = len(self.classes)
         d_out = output[:, known] if self.config.segmenter.outlier_head else None
         return Outputs(output[:, :known], d_out, _features(decoded, x, height, width))

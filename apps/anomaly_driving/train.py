@@ -100,7 +100,7 @@ def train(
         folder=work,
         resume=resume,
         device=device,
-        job={"data": frames.fingerprint(), "config": config.to_dict()},
+        job={"data": frames.fingerprint(), "config": _what(config)},
     )
     trained = fitted.model
     assert isinstance(trained, Exposure)
@@ -128,6 +128,11 @@ def train(
     shutil.rmtree(work)
     say(f"{output}: model {saved.fingerprint}, {fitted.steps} steps")
     return model
+
+
+def _what(config: Config) -> dict[str, Any]:
+    """What must not change when a run is resumed; `fit` looks after its own options."""
+    return {name: value for name, value in config.to_dict().items() if name != "fit"}
 
 
 def initial_model(
