@@ -10,7 +10,7 @@ import typer
 from pipelines._door import door, fail, friendly, say
 
 if TYPE_CHECKING:
-    from apps.anomaly_driving.score_run import Picking, Using
+    from apps.anomaly_driving.using import Picking, Using
 
 app = door("Score, benchmark, calibrate and export models of unexpected objects in traffic.")
 
@@ -42,7 +42,8 @@ Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
 @friendly
 def score(
     images: Annotated[
-        Path | None, typer.Argument(metavar="[IMAGES]", help="Folder or image; bundled if none.")
+        Path | None,
+        typer.Argument(metavar="[IMAGES]", help="Folder, image or film; bundled if none."),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the maps.")] = Path(
         "scores"
@@ -60,6 +61,9 @@ def score(
     open_set: Annotated[
         bool, typer.Option("--open-set", help="Also known classes and unknown, as a label PNG.")
     ] = False,
+    smooth: Annotated[
+        float, typer.Option(help="Of a film: weight of the newest frame, along the motion.")
+    ] = 1.0,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -75,6 +79,7 @@ def score(
         overlays=overlays,
         open_set=open_set,
         overwrite=overwrite,
+        smooth=smooth,
         say=say,
     )
 
@@ -200,13 +205,13 @@ def _using(
     normalise: str | None,
     device: str,
 ) -> Using:
-    from apps.anomaly_driving.score_run import Using
+    from apps.anomaly_driving.using import Using
 
     return Using(model, longer_side, tile, overlap, classes, normalise, device)
 
 
 def _picking(layout: str | None, split: str | None, hold_out: list[str] | None) -> Picking:
-    from apps.anomaly_driving.score_run import Picking
+    from apps.anomaly_driving.using import Picking
 
     return Picking(layout, split, tuple(hold_out or ()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -209,4 +210,31 @@ def test_export_is_scored_like_the_model(model, folder, tmp_path):
     assert "no outlier head" in assert_refused(
         *("score", folder, "-o", tmp_path / "x", "--model", tmp_path / "m.onnx"),
         *("--scores", "hybrid"),
+    )
+
+
+def test_a_film_flickers_less_when_smoothed(model, tmp_path):
+    film = tmp_path / "drive.avi"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*"MJPG"), 10, SIZE[::-1])
+    rng = np.random.default_rng(0)
+    still = cv2.GaussianBlur(rng.integers(0, 256, (*SIZE, 3), np.uint8), (9, 9), 0)
+    for _ in range(5):
+        writer.write(np.clip(still + rng.normal(0, 12, still.shape), 0, 255).astype(np.uint8))
+    writer.release()
+    arguments = ("score", film, "--model", model, "--scores", "energy", "-o", tmp_path / "out")
+    found = invoke(*arguments, "--smooth", 0.3)
+    assert found.exit_code == 0, found.output
+    before, after = map(float, re.findall(r"flicker ([\d.]+) .* ([\d.]+) as", found.stderr)[0])
+    assert after < 0.7 * before
+    with h5py.File(tmp_path / "out/000004.hdf5") as file:
+        assert file["value"].shape == SIZE
+        assert file["value"].attrs["smooth"] == "0.3"
+    assert (tmp_path / "out/000004.png").exists()
+    assert "exists; choose another folder" in assert_refused(*arguments)
+    assert "weight of the newest frame" in assert_refused(*arguments, "--overwrite", "--smooth", 0)
+
+
+def test_images_are_not_smoothed(model, folder, tmp_path):
+    assert "--smooth is for films" in assert_refused(
+        "score", folder, "--model", model, "-o", tmp_path / "o", "--smooth", 0.3
     )
