@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def motion(frame: np.ndarray, before: np.ndarray) -> Motion:
     import cv2
 
     grey, old = (cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (frame, before))
-    finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    finder: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     back, forth = finder.calc(grey, old, None), finder.calc(old, grey, None)
     height, width = grey.shape
     rows, columns = np.indices(grey.shape, dtype=np.float32)
