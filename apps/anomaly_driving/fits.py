@@ -15,7 +15,7 @@ from apps.anomaly_driving import feature_scores as fs
 from apps.anomaly_driving.data import Sample
 from apps.anomaly_driving.model import Outputs
 from apps.anomaly_driving.network import Network
-from apps.anomaly_driving.scores import SCORES, is_fitted, parts, resolve
+from apps.anomaly_driving.scores import SCORES, bare, is_fitted, parts, resolve
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 
@@ -43,7 +43,7 @@ def fit_scores(
     Raises:
         AleatorError: nothing known, or a network without what a score needs.
     """
-    wanted = [name for name in names if is_fitted(name)]
+    wanted = list(dict.fromkeys(bare(name) for name in names if is_fitted(name)))
     single = {part for name in wanted for part in parts(name) if SCORES[part].function is None}
     fits = _fit_single(network, samples, sorted(single), seed) if single else {}
     ensembles = [name for name in wanted if "+" in name]
@@ -139,7 +139,7 @@ def load_fits(
     """
     there = sorted(path.name for path in (folder / FOLDER).glob("*") if path.is_dir())
     if wanted is not None:
-        needed = {part for name in wanted for part in [name, *parts(name)]}
+        needed = {part for name in wanted for part in [bare(name), *parts(name)]}
         there = [name for name in there if name in needed]
     found: dict[str, fs.FeatureScore] = {}
     for name in sorted(there, key=lambda text: "+" in text):
