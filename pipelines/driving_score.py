@@ -10,7 +10,7 @@ import typer
 from pipelines._door import door, fail, friendly, say
 
 if TYPE_CHECKING:
-    from apps.anomaly_driving.score_run import Picking, Using
+    from apps.anomaly_driving.using import Picking, Using
 
 app = door("Score, benchmark, calibrate and export models of unexpected objects in traffic.")
 
@@ -25,6 +25,9 @@ LongerSide = Annotated[
 Tile = Annotated[int, typer.Option(help="Cut larger inputs into tiles of so many pixels; 0: no.")]
 Overlap = Annotated[int, typer.Option(help="Of tiles, in pixels.")]
 Classes = Annotated[Path | None, typer.Option(help="Class names of a network that is not ours.")]
+Normalise = Annotated[
+    str | None, typer.Option(help="Of the input of such a network: imagenet, half or none.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Layout = Annotated[str | None, typer.Option(help="Folder layout; found out if none.")]
 Split = Annotated[str | None, typer.Option(help="train, val, …; all if none.")]
@@ -39,7 +42,8 @@ Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
 @friendly
 def score(
     images: Annotated[
-        Path | None, typer.Argument(metavar="[IMAGES]", help="Folder or image; bundled if none.")
+        Path | None,
+        typer.Argument(metavar="[IMAGES]", help="Folder, image or film; bundled if none."),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the maps.")] = Path(
         "scores"
@@ -50,12 +54,16 @@ def score(
     tile: Tile = 0,
     overlap: Overlap = 256,
     classes: Classes = None,
+    normalise: Normalise = None,
     layout: Layout = None,
     split: Split = None,
     overlays: Annotated[bool, typer.Option(help="A picture beside each map.")] = True,
     open_set: Annotated[
         bool, typer.Option("--open-set", help="Also known classes and unknown, as a label PNG.")
     ] = False,
+    smooth: Annotated[
+        float, typer.Option(help="Of a film: weight of the newest frame, along the motion.")
+    ] = 1.0,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -65,12 +73,13 @@ def score(
     score_run.score(
         images,
         output,
-        _using(model, longer_side, tile, overlap, classes, device),
+        _using(model, longer_side, tile, overlap, classes, normalise, device),
         scores,
         picking=_picking(layout, split, None),
         overlays=overlays,
         open_set=open_set,
         overwrite=overwrite,
+        smooth=smooth,
         say=say,
     )
 
@@ -102,6 +111,7 @@ def benchmark(
     tile: Tile = 0,
     overlap: Overlap = 256,
     classes: Classes = None,
+    normalise: Normalise = None,
     layout: Layout = None,
     split: Split = None,
     hold_out: HoldOut = None,
@@ -116,7 +126,7 @@ def benchmark(
     score_run.benchmark(
         folder,
         output,
-        _using(model, longer_side, tile, overlap, classes, device),
+        _using(model, longer_side, tile, overlap, classes, normalise, device),
         scores,
         picking=_picking(layout, split, hold_out),
         judging=judging,
@@ -157,7 +167,7 @@ def calibrate(
     wanted = 0.01 if fpr is None else fpr
     score_run.calibrate(
         folder,
-        _using(model, longer_side, tile, overlap, None, device),
+        _using(model, longer_side, tile, overlap, None, None, device),
         scores,
         target="f1" if best_f1 else "fpr" if tpr is None else "tpr",
         rate=wanted if tpr is None else tpr,
@@ -181,7 +191,7 @@ def export(
     """Write an ONNX file of logits and scores that gives what the model gives, to 1e-4."""
     from apps.anomaly_driving.export import export_onnx
 
-    using = _using(model, 0, 0, 256, None, "cpu")
+    using = _using(model, 0, 0, 256, None, None, "cpu")
     written, worst = export_onnx(using.open(say), output, scores, size, overwrite=overwrite)
     say(f"{written}: largest difference from the model {worst:.2g}")
 
@@ -192,15 +202,16 @@ def _using(
     tile: int,
     overlap: int,
     classes: Path | None,
+    normalise: str | None,
     device: str,
 ) -> Using:
-    from apps.anomaly_driving.score_run import Using
+    from apps.anomaly_driving.using import Using
 
-    return Using(model, longer_side, tile, overlap, classes, device)
+    return Using(model, longer_side, tile, overlap, classes, normalise, device)
 
 
 def _picking(layout: str | None, split: str | None, hold_out: list[str] | None) -> Picking:
-    from apps.anomaly_driving.score_run import Picking
+    from apps.anomaly_driving.using import Picking
 
     return Picking(layout, split, tuple(hold_out or ()))
 

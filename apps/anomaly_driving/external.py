@@ -22,6 +22,16 @@ from core.errors import AleatorError
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SUFFIXES = (".pt", ".ts", ".torchscript", ".onnx")
 
+METADATA = "aleator"
+"""Key of what an ONNX file that we exported says of itself: JSON with classes, mean and std."""
+
+NORMALISATIONS = {
+    "imagenet": IMAGENET,
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+"""Mean and deviation of RGB in [0, 1] by a word."""
+
 Run = Callable[[Tensor], Tensor]
 
 
@@ -125,11 +135,23 @@ def open_external(path: Path, **options: Any) -> ExternalModel:
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     if path.suffix.lower() == ".onnx":
-        run, size = _onnx(path)
+        run, size, about = _onnx(path)
     else:
-        run, size = _torchscript(path), None
-    given = {key: value for key, value in options.items() if value is not None}
+        run, size, about = _torchscript(path), None, {}
+    given = about | {key: value for key, value in options.items() if value is not None}
     return ExternalModel(run, fingerprint=digest, where=path, size=size, **given)
+
+
+def normalisation(word: str) -> dict[str, Any]:
+    """Options `mean` and `std` of `ExternalModel`.
+
+    Raises:
+        AleatorError: an unknown word.
+    """
+    if word not in NORMALISATIONS:
+        raise AleatorError(f"--normalise {word}: known are {', '.join(NORMALISATIONS)}")
+    mean, std = NORMALISATIONS[word]
+    return {"mean": mean, "std": std}
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -159,8 +181,8 @@ def _torchscript(path: Path) -> Run:
         ) from None
 
 
-def _onnx(path: Path) -> tuple[Run, tuple[int, int] | None]:
-    """The function of an ONNX file, and its size if it takes only one."""
+def _onnx(path: Path) -> tuple[Run, tuple[int, int] | None, dict[str, Any]]:
+    """The function of an ONNX file, its size if it takes only one, and what it says of itself."""
     try:
         import onnxruntime as ort
     except ModuleNotFoundError:
@@ -177,4 +199,5 @@ def _onnx(path: Path) -> tuple[Run, tuple[int, int] | None]:
     def run(x: Tensor) -> Tensor:
         return torch.from_numpy(session.run(None, {given.name: x.cpu().numpy()})[0])
 
-    return run, size
+    told = json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA, "{}"))
+    return run, size, {key: told[key] for key in ("classes", "mean", "std") if key in told}

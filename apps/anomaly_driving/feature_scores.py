@@ -75,18 +75,21 @@ class Moments:
 
     def mean(self) -> Tensor:
         """(classes, D); of classes without pixels, the mean of all."""
+        origin = self._origin()
         overall = self.sum.sum(0) / self.count.sum()
         own = self.sum / self.count.clamp_min(1)[:, None]
-        return torch.where(self.count[:, None] > 0, own, overall) + self._origin()
+        return torch.where(self.count[:, None] > 0, own, overall) + origin
 
     def std(self) -> Tensor:
         """(classes, D) deviation within each class; of classes without pixels, the largest."""
+        self._origin()
         n = self.count.clamp_min(1)[:, None]
         spread = (self.own_square / n - (self.sum / n).square()).clamp_min(0).sqrt()
         return torch.where(self.count[:, None] > 1, spread, spread.amax(0)).clamp_min(1e-6)
 
     def within(self) -> Tensor:
         """(D, D) covariance around the class means, shared by all classes."""
+        self._origin()
         n = self.count.clamp_min(1)[:, None]
         between = (self.sum / n).T @ self.sum
         return (self.square - between) / self.count.sum()

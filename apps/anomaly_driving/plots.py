@@ -18,16 +18,15 @@ def heat(score: np.ndarray, threshold: float | None = None) -> np.ndarray:
     """Colours (H, W, 3) uint8 of a score, from dark (expected) to bright (unexpected).
 
     The scale is the image's own, 1st to 99.9th percentile, and only for looking at; with a
-    threshold its middle colour is at the threshold, and pictures can be compared.
+    threshold the middle colour is there, so that brighter than that is what is called.
     """
     import cv2
 
     values = score.astype(np.float32)
     low, high = np.percentile(values, (1.0, 99.9))
-    if threshold is not None:
-        reach = max(threshold - low, high - threshold, 1e-6)
-        low, high = threshold - reach, threshold + reach
-    level = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
+    middle = (low + high) / 2 if threshold is None else threshold
+    points = [min(low, middle - 1e-6), middle, max(high, middle + 1e-6)]
+    level = np.interp(values, points, [0.0, 0.5, 1.0])
     coloured = cv2.applyColorMap((255 * level).astype(np.uint8), cv2.COLORMAP_INFERNO)
     return cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB)
 

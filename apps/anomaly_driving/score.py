@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from apps.anomaly_driving.adapters import Frame
-from apps.anomaly_driving.data import Driving, Sample
+from apps.anomaly_driving.data import Driving
 from apps.anomaly_driving.files import score_attributes, write_image, write_score
 from apps.anomaly_driving.network import Network, Scored, Scorer
 from apps.anomaly_driving.plots import overlay
@@ -78,8 +78,8 @@ def score_images(
             f"--open-set needs a threshold of {', '.join(sorted(missing))}; run calibrate first"
         )
     scorer, known = Scorer(network, names, fits), len(network.model.classes)
-    targets = {frame.key: _targets(folder, names, frame.key) for frame in data.frames}
-    attributes = _attributes(network)
+    targets = {frame.key: score_files(folder, names, frame.key) for frame in data.frames}
+    attributes = made_by(network)
     left = _not_done(data, targets, attributes, writing.overwrite)
     if done := len(data) - len(left):
         say(f"{done} of {len(data)} images are scored already")
@@ -88,19 +88,21 @@ def score_images(
         for sample in images.samples(say=say):
             scored = scorer(sample.image, sample.frame.image)
             for name, path in targets[sample.frame.key].items():
-                _write_pictures(path, sample, scored, name, writing, known)
+                write_pictures(path, sample.image, scored, name, writing, known)
                 write_score(path, scored.scores[name], score=name, **attributes)
             advance(1)
     return [path for paths in targets.values() for path in paths.values()]
 
 
-def _targets(folder: Path, names: Sequence[str], key: str) -> dict[str, Path]:
+def score_files(folder: Path, names: Sequence[str], key: str) -> dict[str, Path]:
+    """Where the scores of a frame go: a folder for each, if there are several."""
     if len(names) == 1:
         return {names[0]: folder / f"{key}.hdf5"}
     return {name: folder / name / f"{key}.hdf5" for name in names}
 
 
-def _attributes(network: Network) -> dict[str, str]:
+def made_by(network: Network) -> dict[str, str]:
+    """What a score file says of the model and settings that made it."""
     tiling = network.tiling
     return {
         "model": network.model.fingerprint,
@@ -140,13 +142,23 @@ def _not_done(
     return left
 
 
-def _write_pictures(
-    path: Path, sample: Sample, scored: Scored, name: str, writing: Writing, known: int
+def write_pictures(
+    path: Path, image: np.ndarray, scored: Scored, name: str, writing: Writing, known: int
 ) -> None:
+    """The overlay and the open-set labels beside a score file, as far as they are wanted.
+
+    Args:
+        path: of the score file.
+        image: (H, W, 3) uint8 RGB.
+        scored: of the image.
+        name: of the score.
+        writing: what is wanted.
+        known: number of known classes.
+    """
     threshold = writing.thresholds.get(name)
     score = scored.scores[name]
     if writing.overlays:
-        write_image(path.with_suffix(".png"), overlay(sample.image, score, threshold))
+        write_image(path.with_suffix(".png"), overlay(image, score, threshold))
     if writing.open_set and threshold is not None:
         labels = open_set(scored.classes, score, threshold, known)
         write_image(path.with_name(f"{path.stem}_classes.png"), labels)

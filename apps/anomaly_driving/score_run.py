@@ -2,109 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from apps.anomaly_driving.calibrate import (
     Calibration,
     Target,
     Threshold,
-    load_thresholds,
     save_thresholds,
 )
-from apps.anomaly_driving.data import Driving, open_data
+from apps.anomaly_driving.data import Driving
 from apps.anomaly_driving.evaluation import Evaluated, Options, closed_miou, evaluate
-from apps.anomaly_driving.fits import fit_scores, load_fits, save_fits
-from apps.anomaly_driving.network import Network, Scorer, open_network
+from apps.anomaly_driving.film import score_film
+from apps.anomaly_driving.fits import fit_scores, save_fits
+from apps.anomaly_driving.network import Network, Scorer
 from apps.anomaly_driving.pixel_metrics import frame_counts
 from apps.anomaly_driving.plots import precision_recall
 from apps.anomaly_driving.score import Writing, score_images
-from apps.anomaly_driving.scores import DEFAULT, Fitted, available, is_fitted, parse
+from apps.anomaly_driving.scores import DEFAULT, available, parse
 from apps.anomaly_driving.segment_metrics import TRACKS, Sizes
 from apps.anomaly_driving.sources import FromFiles, FromNetwork, Source
 from apps.anomaly_driving.tables import difference_table, score_table, threshold_table
-from apps.anomaly_driving.tiles import Tiling
+from apps.anomaly_driving.using import (
+    BUNDLED_IMAGES,
+    Picking,
+    Say,
+    Using,
+    default_scores,
+    fits_of,
+    must_have_head,
+    thresholds_of,
+)
+from apps.anomaly_driving.video import SUFFIXES as FILMS
 from core.errors import AleatorError
 from core.report import report, write_results, write_text
-
-Say = Callable[[str], None]
-SAMPLES = Path(__file__).parent / "samples"
-BUNDLED_MODEL, BUNDLED_IMAGES = SAMPLES / "camvid_model", SAMPLES / "images"
-
-
-@dataclass(frozen=True)
-class Using:
-    """Which model, and how images are given to it.
-
-    Attributes:
-        model: folder of ours, or TorchScript or ONNX file; the bundled weights if None.
-        longer_side: of the network's input; the model's own if None, the image's if 0.
-        tile: side of tiles for large inputs; whole images if 0.
-        overlap: of tiles.
-        classes: file of class names of a network that is not ours.
-        device: "auto", "cpu" or "cuda".
-    """
-
-    model: Path | None = None
-    longer_side: int | None = None
-    tile: int = 0
-    overlap: int = 256
-    classes: Path | None = None
-    device: str = "auto"
-
-    def open(self, say: Say) -> Network:
-        """The network; says what is doubtful about it.
-
-        Raises:
-            AleatorError: no such model, damaged, of another application.
-        """
-        tiling = Tiling(self.tile, self.overlap, self.overlap // 4) if self.tile else None
-        path = self.model or BUNDLED_MODEL
-        if self.model is None and not (path / "model.json").exists():
-            raise AleatorError("no weights are bundled with this installation; give --model")
-        if not path.exists():
-            raise AleatorError(f"{path}: no such model; `train` makes one, nothing is downloaded")
-        external: dict[str, Any] = {}
-        if self.classes is not None:
-            from apps.anomaly_driving.external import read_classes
-
-            external["classes"] = read_classes(self.classes)
-        network = open_network(
-            path, longer_side=self.longer_side, tiling=tiling, device=self.device, **external
-        )
-        for warning in getattr(network.model, "warnings", ()):
-            say(f"warning: {warning}")
-        return network
-
-    @property
-    def folder(self) -> Path | None:
-        """Where fits and thresholds are kept; None beside a single file."""
-        path = self.model or BUNDLED_MODEL
-        return path if path.is_dir() else None
-
-
-@dataclass(frozen=True)
-class Picking:
-    """Which frames of a folder.
-
-    Attributes:
-        layout: name of the layout; found out if None.
-        split: part of the set; all if None.
-        hold_out: known classes to be taken as the anomaly.
-    """
-
-    layout: str | None = None
-    split: str | None = None
-    hold_out: tuple[str, ...] = ()
-
-    def open(self, folder: Path, say: Say) -> Driving:
-        """The frames; says what was found."""
-        data = open_data(folder, layout=self.layout, split=self.split, hold_out=self.hold_out)
-        labelled = sum(frame.label is not None for frame in data.frames)
-        say(f"{folder}: layout {data.layout}, {len(data)} images, {labelled} with labels")
-        return data
 
 
 def score(
@@ -117,9 +48,10 @@ def score(
     overlays: bool = True,
     open_set: bool = False,
     overwrite: bool = False,
+    smooth: float = 1.0,
     say: Say = print,
 ) -> list[Path]:
-    """Score images; the bundled photographs if none are given.
+    """Score images or a film; the bundled photographs if nothing is given.
 
     Raises:
         AleatorError: bad images, model or options.
@@ -127,15 +59,26 @@ def score(
     wanted = parse(names) if names else None
     if source is None and not BUNDLED_IMAGES.is_dir():
         raise AleatorError("no images are bundled with this installation; give a folder")
-    data = (picking or Picking()).open(source or BUNDLED_IMAGES, say)
+    film = source if source is not None and source.suffix.lower() in FILMS else None
+    if film is None and smooth != 1.0:
+        raise AleatorError(f"--smooth is for films ({', '.join(FILMS)}): images have no order")
+    data = None if film else (picking or Picking()).open(source or BUNDLED_IMAGES, say)
     network = using.open(say)
-    wanted = wanted or (("hybrid",) if network.has_head else ("energy",))
-    fits = _fits(using, network, wanted)
-    _must_have_head(network, wanted)
-    kept = _thresholds(using, network, say)
+    wanted = wanted or default_scores(network)
+    fits = fits_of(using, network, wanted)
+    must_have_head(network, wanted)
+    kept = thresholds_of(using, network, say)
     thresholds = {name: kept[name].value for name in wanted if name in kept}
     writing = Writing(overlays, open_set, thresholds, overwrite)
-    written = score_images(network, data, wanted, folder, fits=fits, writing=writing, say=say)
+    if data is not None:
+        written = score_images(network, data, wanted, folder, fits=fits, writing=writing, say=say)
+    else:
+        assert film is not None
+        written, flicker = score_film(
+            network, film, wanted, folder, fits=fits, writing=writing, weight=smooth
+        )
+        for name, (before, after) in flicker.items():
+            say(f"{name}: flicker {before:.3f} as scored, {after:.3f} as written")
     say(f"{folder}: {len(written)} score files of {', '.join(wanted)}, higher = more unexpected")
     return written
 
@@ -208,11 +151,11 @@ def benchmark(
         frozen: dict[str, float] = {}
     else:
         network = using.open(say)
-        fits = _fits(using, network, wanted)
+        fits = fits_of(using, network, wanted)
         chosen = wanted or available(
             [*DEFAULT, *(n for n in fits if n not in DEFAULT)], head=network.has_head, fits=fits
         )
-        _must_have_head(network, chosen)
+        must_have_head(network, chosen)
         scores = FromNetwork(Scorer(network, chosen, fits))
         frozen = _frozen(using, network, scores, judging, picking, say)
     if judging.against is not None and judging.against not in scores.names:
@@ -295,7 +238,7 @@ def calibrate(
     if using.model is None:
         raise AleatorError("the bundled model is not changed: copy its folder and give --model")
     wanted = parse(names) if names else None
-    _must_have_head(network, wanted or ())
+    must_have_head(network, wanted or ())
     data = picking.open(source, say)
     if fit is not None:
         known = picking.open(fit, say)
@@ -304,7 +247,7 @@ def calibrate(
             raise AleatorError("--fit: none of --scores needs a fit; see the list in the guide")
         save_fits(folder, fits, network.model.fingerprint)
         say(f"{folder / 'scores'}: fitted {', '.join(fits)} to {len(known)} images")
-    kept = _fits(using, network, wanted)
+    kept = fits_of(using, network, wanted)
     chosen = wanted or available(DEFAULT, head=network.has_head, fits=kept)
     scorer = Scorer(network, chosen, kept)
     counts = {name: Calibration(name) for name in chosen}
@@ -330,25 +273,6 @@ def calibrate(
     return found
 
 
-def _fits(using: Using, network: Network, wanted: Sequence[str] | None) -> dict[str, Fitted]:
-    if using.folder is None:
-        return {}
-    if wanted is not None and not any(is_fitted(name) for name in wanted):
-        return {}
-    return dict(load_fits(using.folder, network.model.fingerprint, wanted))
-
-
-def _thresholds(using: Using, network: Network, say: Say) -> dict[str, Threshold]:
-    """Thresholds of the model, those that were chosen at this input size."""
-    if using.folder is None:
-        return {}
-    found = load_thresholds(using.folder, network.model.fingerprint)
-    other = [name for name, t in found.items() if t.longer_side != network.longer_side]
-    if other:
-        say(f"warning: thresholds of {', '.join(other)} are of another input size, left out")
-    return {name: t for name, t in found.items() if name not in other}
-
-
 def _frozen(
     using: Using,
     network: Network,
@@ -359,7 +283,7 @@ def _frozen(
 ) -> dict[str, float]:
     """Thresholds chosen on other frames: best F1 on --validation, or the model's own."""
     if judging.validation is None:
-        return {name: t.value for name, t in _thresholds(using, network, say).items()}
+        return {name: t.value for name, t in thresholds_of(using, network, say).items()}
     counts = {name: Calibration(name) for name in scores.names}
     data = Picking(hold_out=picking.hold_out).open(judging.validation, say).labelled()
     for sample in data.samples(say=say):
@@ -368,14 +292,3 @@ def _frozen(
         for name in scores.names:
             counts[name].add(frame_counts(scored.scores[name], sample.anomaly))
     return {name: entry.threshold("f1").value for name, entry in counts.items()}
-
-
-def _must_have_head(network: Network, names: Sequence[str]) -> None:
-    from apps.anomaly_driving.scores import SCORES, parts
-
-    for name in names:
-        if not network.has_head and any(SCORES[part].head for part in parts(name)):
-            raise AleatorError(
-                f"score {name}: this model has no outlier head; choose energy or jsd, or train "
-                "with negatives"
-            )

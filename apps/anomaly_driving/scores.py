@@ -44,11 +44,10 @@ class Fitted(Protocol):
 
 def msp(outputs: Outputs) -> Tensor:
     """One minus the probability of the most likely class, (B, H, W)."""
-    # 1 - p_max = sum of the others: accurate where p_max is near 1, and in float16
-    logits = outputs.logits
-    top = logits.amax(1, keepdim=True)
-    rest = (logits - top).exp().sum(1) - 1.0
-    return rest / (1.0 + rest)
+    # the sum of the others: 1 - p_max would be 0 from about 17 logits on
+    top, label = outputs.logits.max(1, keepdim=True)
+    others = (outputs.logits - top).exp().scatter(1, label, 0.0).sum(1)
+    return others / (1.0 + others)
 
 
 def max_logit(outputs: Outputs) -> Tensor:

@@ -231,9 +231,9 @@ def discover(
     candidates = [entry for entry in LAYOUTS if layout in (None, entry.name)]
     fitting = []
     for entry in candidates:
-        images, labels = _matches(entry, root, files)
-        if images and labels and (set(images) & set(labels) or entry.complete):
-            fitting.append((entry, images, labels))
+        found = _matches(entry, root, files)
+        if found.images and found.labels and (found.paired or entry.complete):
+            fitting.append((entry, found))
     if not fitting:
         if layout is not None:
             raise AleatorError(
@@ -241,12 +241,22 @@ def discover(
                 f"labels {candidates[0].labels[0][0]!r}); see docs/driving_evaluation.md"
             )
         return None, _only_images(root, files)
-    chosen = _first_that_covers(fitting, peek)
-    return chosen[0], _frames(root, *chosen, split=split)
+    entry, found = _first_that_covers(fitting, peek)
+    return entry, _frames(root, entry, found, split)
 
 
-_Found = dict[str, tuple[Path, str]]
-_Labels = dict[str, tuple[Path, LabelMap]]
+@dataclass
+class _Found:
+    """Files that a layout takes: by key, and those that came second with a key."""
+
+    images: dict[str, tuple[Path, str]] = field(default_factory=dict)
+    labels: dict[str, tuple[Path, LabelMap]] = field(default_factory=dict)
+    twice: list[tuple[str, Path]] = field(default_factory=list)
+
+    @property
+    def paired(self) -> bool:
+        """Whether any image has a label."""
+        return not self.images.keys().isdisjoint(self.labels)
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -257,19 +267,17 @@ def _files(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _matches(entry: Layout, root: Path, files: Sequence[Path]) -> tuple[_Found, _Labels]:
+def _matches(entry: Layout, root: Path, files: Sequence[Path]) -> _Found:
     own_name = root.resolve().name
-    images: _Found = {}
-    labels: _Labels = {}
+    all_found = _Found()
+    images, labels = all_found.images, all_found.labels
     for path in files:
         text = f"{own_name}/{path.relative_to(root).as_posix()}"
         if found := entry.match(entry.images, text):
             full = "/".join(filter(None, (found[1], found[0])))
             if full in images:
-                raise AleatorError(
-                    f"{path} and {images[full][0]} are both frame {full}; keep one of them"
-                )
-            images[full] = (path, found[1])
+                all_found.twice.append((full, path))
+            images.setdefault(full, (path, found[1]))
             continue
         for pattern, label_map in entry.labels:
             if found := entry.match(pattern, text):
@@ -277,7 +285,7 @@ def _matches(entry: Layout, root: Path, files: Sequence[Path]) -> tuple[_Found, 
                 if full not in labels or _preferred(entry, label_map, labels[full][1]):
                     labels[full] = (path, label_map)
                 break
-    return images, labels
+    return all_found
 
 
 def _preferred(entry: Layout, new: LabelMap, old: LabelMap) -> bool:
@@ -285,26 +293,26 @@ def _preferred(entry: Layout, new: LabelMap, old: LabelMap) -> bool:
     return order.index(new) < order.index(old)
 
 
-def _first_that_covers(
-    fitting: list[tuple[Layout, _Found, _Labels]], peek: Peek
-) -> tuple[Layout, _Found, _Labels]:
+def _first_that_covers(fitting: list[tuple[Layout, _Found]], peek: Peek) -> tuple[Layout, _Found]:
     if len(fitting) > 1:
-        for entry, images, labels in fitting:
-            path, label_map = next(iter(labels.values()))
+        for entry, found in fitting:
+            path, label_map = next(iter(found.labels.values()))
             if label_map.covers(peek(path)):
-                return entry, images, labels
+                return entry, found
     return fitting[0]
 
 
-def _frames(
-    root: Path, entry: Layout, images: _Found, labels: _Labels, split: str | None
-) -> list[Frame]:
+def _frames(root: Path, entry: Layout, found: _Found, split: str | None) -> list[Frame]:
+    images, labels = found.images, found.labels
+    if found.twice:
+        key, path = found.twice[0]
+        raise AleatorError(f"{path} and {images[key][0]} are both frame {key}; keep one of them")
     splits = sorted({part for _, part in images.values() if part})
     if split is not None and split not in splits:
         have = f"it has {', '.join(splits)}" if splits else "it has none"
         raise AleatorError(f"{root}: no split {split!r} in this {entry.name} folder; {have}")
     if entry.complete:
-        _must_pair(root, entry, images, labels)
+        _must_pair(root, entry, found)
     frames = []
     for key in sorted(images):
         path, part = images[key]
@@ -314,12 +322,14 @@ def _frames(
     return frames
 
 
-def _must_pair(root: Path, entry: Layout, images: _Found, labels: _Labels) -> None:
+def _must_pair(root: Path, entry: Layout, found: _Found) -> None:
+    images = {key: path for key, (path, _) in found.images.items()}
+    labels = {key: path for key, (path, _) in found.labels.items()}
     for have, lack, what in ((images, labels, "label"), (labels, images, "image")):
         missing = sorted(set(have) - set(lack))
         if missing:
             raise AleatorError(
-                f"{root}: {have[missing[0]][0].name} has no {what} ({len(missing)} such files, "
+                f"{root}: {have[missing[0]].name} has no {what} ({len(missing)} such files, "
                 f"{len(images)} images, {len(labels)} labels, layout {entry.name}); "
                 "add them or take the others away"
             )
