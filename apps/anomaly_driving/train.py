@@ -20,6 +20,7 @@ from apps.anomaly_driving.frames import Frames, read_frames
 from apps.anomaly_driving.model import AnomalyModel, ModelConfig, load
 from apps.anomaly_driving.negatives.generators import (
     generator_tensors,
+    kept_generator,
     make_mixer,
     make_source,
 )
@@ -54,7 +55,8 @@ def train(
         output: folder for the model; `training/` in it keeps the log and state of the run.
         config: how.
         seed: of everything random.
-        start: model to go on from, whose network and classes are kept.
+        start: model to go on from, whose network and classes are kept, and whose generator of
+            negatives is, if it is of the kind and shape that `config` asks for.
         weights: safetensors file with the network's initial weights, or the encoder's.
         validation: labelled frames whose closed mIoU the card tells; `data`/val if there is one.
         resume: continue a run that was stopped.
@@ -81,7 +83,8 @@ def train(
     count = sum(p.numel() for p in model.parameters())
     say(f"{config.segmenter.arch}, {config.segmenter.encoder}: {count:,} parameters")
     work = output / "training"
-    source, generator = make_source(
+    kept = kept_generator(start, config.negatives, seed) if start is not None else None
+    source, generator = kept or make_source(
         *(config.negatives, frames, work / "generator"),
         seed=seed,
         resume=resume,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from apps.anomaly_driving.augment import AugmentConfig, crops
 from apps.anomaly_driving.frames import Frames
+from apps.anomaly_driving.model import APP
 from apps.anomaly_driving.negatives.config import NegativesConfig
 from apps.anomaly_driving.negatives.mixer import Mixer
 from apps.anomaly_driving.negatives.sources import (
@@ -26,11 +27,12 @@ from apps.anomaly_driving.negatives.sources import (
     fill_bank,
     scaled,
 )
-from core.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint, load_checkpoint
 from core.errors import AleatorError
 from core.flows.base import Flow
 from core.model import GenerativeModel
 from core.registry import build
+from core.settings import parse_settings
 from core.training import Batches, fit
 
 Say = Callable[[object], None]
@@ -106,9 +108,7 @@ def make_source(
         progress="steps of the generator",
     )
     trained = fitted.model.eval()
-    if isinstance(trained, Flow):
-        return JointFlow(trained, config.joint_weight, config.temperature), trained
-    return fill_bank(trained, config.bank, seed, config.temperature), trained
+    return _source_of(trained, config, seed), trained
 
 
 def warm_up(flow: Flow, frames: Frames, config: NegativesConfig, seed: int) -> None:
@@ -145,6 +145,21 @@ def generator_tensors(model: GenerativeModel | None) -> dict[str, Tensor]:
     return {PREFIX + name: value for name, value in model.state_dict().items()}
 
 
+def kept_generator(
+    folder: Path, config: NegativesConfig, seed: int
+) -> tuple[Source, GenerativeModel] | None:
+    """The generator of a trained model, if it is what a config asks for; else None."""
+    found = load_checkpoint(folder, app=APP)
+    notes = found.config.get("notes", {}).get("negatives", {})
+    if config.kind in ("none", "paste") or notes.get("kind") != config.kind:
+        return None
+    trained = parse_settings(NegativesConfig, notes)
+    if generator_config(trained) != generator_config(config):
+        return None
+    model = _stored(found, config)
+    return _source_of(model, config, seed), model
+
+
 def stored_source(found: Checkpoint, config: NegativesConfig, seed: int) -> Source:
     """The source that a model was trained with, from its checkpoint.
 
@@ -153,6 +168,16 @@ def stored_source(found: Checkpoint, config: NegativesConfig, seed: int) -> Sour
     """
     if config.kind == "paste":
         return Pictures(Path(config.folder or ""))
+    return _source_of(_stored(found, config), config, seed)
+
+
+def _source_of(model: GenerativeModel, config: NegativesConfig, seed: int) -> Source:
+    if isinstance(model, Flow):
+        return JointFlow(model, config.joint_weight, config.temperature)
+    return fill_bank(model, config.bank, seed, config.temperature)
+
+
+def _stored(found: Checkpoint, config: NegativesConfig) -> GenerativeModel:
     tensors: Mapping[str, Tensor] = {
         name.removeprefix(PREFIX): value.float() if value.is_floating_point() else value
         for name, value in found.tensors.items()
@@ -165,7 +190,4 @@ def stored_source(found: Checkpoint, config: NegativesConfig, seed: int) -> Sour
         )
     model = build(generator_config(config))
     model.load_state_dict(tensors)
-    model.eval()
-    if isinstance(model, Flow):
-        return JointFlow(model, config.joint_weight, config.temperature)
-    return fill_bank(model, config.bank, seed, config.temperature)
+    return model.eval()

@@ -16,12 +16,13 @@ from apps.anomaly_driving.frames import read_frames
 from apps.anomaly_driving.losses import LossConfig
 from apps.anomaly_driving.model import AnomalyModel, ModelConfig, load
 from apps.anomaly_driving.negatives.config import NegativesConfig, PlacementConfig
-from apps.anomaly_driving.negatives.generators import generator_config
+from apps.anomaly_driving.negatives.generators import generator_config, kept_generator
 from apps.anomaly_driving.negatives.mixer import Mixer
 from apps.anomaly_driving.negatives.sources import Bank, JointFlow
 from apps.anomaly_driving.seam import seam_auroc
 from apps.anomaly_driving.segmenter import SegmenterConfig
 from apps.anomaly_driving.train import class_weights, make_batches, train
+from core.checkpoint import load_checkpoint
 from core.errors import AleatorError, CheckpointError
 from core.registry import build
 from core.training import FitConfig
@@ -204,6 +205,18 @@ def test_going_on_from_a_model_keeps_its_network_and_wants_its_classes(data, tmp
     held = dataclasses.replace(config(steps=1), classes=("road", "sky", "boat"))
     with pytest.raises(AleatorError, match="a model of the classes"):
         train(data, tmp_path / "x", held, start=tmp_path / "base", say=silent)
+
+
+def test_going_on_from_a_model_keeps_its_generator_if_it_is_of_the_kind(data, tmp_path):
+    flow = config("flow", steps=1, model=FLOW)
+    train(data, tmp_path / "base", flow, say=silent)
+    kept, _ = kept_generator(tmp_path / "base", flow.negatives, 0)
+    weights = load_checkpoint(tmp_path / "base").tensors
+    for name, value in kept.flow.state_dict().items():
+        torch.testing.assert_close(value, weights[f"negatives.{name}"])
+    other = config("flow", model={**FLOW, "width": 16}).negatives
+    assert kept_generator(tmp_path / "base", other, 0) is None
+    assert kept_generator(tmp_path / "base", config("vae").negatives, 0) is None
 
 
 def test_weights_of_another_encoder_are_refused(data, tmp_path):
