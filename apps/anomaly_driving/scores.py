@@ -114,11 +114,13 @@ class Score:
         function: outputs -> (B, H, W), higher = more unexpected; None if it must be fitted.
         head: needs the outlier head.
         features: needs the decoder's features.
+        image: is of the image, not of what the network says of it.
     """
 
     function: Callable[[Outputs], Tensor] | None
     head: bool = False
     features: bool = False
+    image: bool = False
 
 
 SCORES: Mapping[str, Score] = {
@@ -133,6 +135,7 @@ SCORES: Mapping[str, Score] = {
     "mahalanobis": Score(None, features=True),
     "knn": Score(None, features=True),
     "flow": Score(None, features=True),
+    "reconstruction": Score(None, image=True),
 }
 
 
@@ -151,6 +154,8 @@ def parse(names: str | Sequence[str]) -> tuple[str, ...]:
             raise AleatorError(f"score {entry}: what follows the name can only be {SEGMENTS}")
         for part in parts(entry):
             nearest("score", part, SCORES)
+            if SCORES[part].image and "+" in entry:
+                raise AleatorError(f"score {entry}: {part} cannot be a member of an ensemble")
         if entry not in found:
             found.append(entry)
     if not found:

@@ -8,6 +8,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from apps.anomaly_driving.data import open_data
 from apps.anomaly_driving.evaluation import Options, closed_miou, evaluate
+from apps.anomaly_driving.feature_scores import FlowDensity
 from apps.anomaly_driving.files import write_score
 from apps.anomaly_driving.fits import fit_scores, load_fits, save_fits
 from apps.anomaly_driving.network import Scorer, open_network
@@ -170,11 +171,12 @@ def test_reversed_polarity_is_noticed(data, tmp_path):
     assert any("below chance" in line and "sign reversed" in line for line in said)
 
 
-def test_fits_are_kept_with_their_model(driving_model, data, tmp_path):
+def test_fits_are_kept_with_their_model(driving_model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(FlowDensity, "STEPS", 10)
     network = open_network(driving_model)
-    names = ("std_max_logit", "mahalanobis", "knn", "energy+hybrid", "msp")
+    names = ("std_max_logit", "mahalanobis", "knn", "energy+hybrid", "msp", "flow")
     fits = fit_scores(network, data.samples, names)
-    assert set(fits) == {"std_max_logit", "mahalanobis", "knn", "energy+hybrid"}
+    assert set(fits) == {"std_max_logit", "mahalanobis", "knn", "energy+hybrid", "flow"}
     again = fit_scores(network, lambda: data.samples(workers=1, ahead=0), names)
     save_fits(tmp_path, fits, "m")
     kept = load_fits(tmp_path, "m")
