@@ -1,4 +1,4 @@
-"""The benchmark's tables: counts become metrics, gains are paired, the cache is what was scored."""
+"""The benchmark: counts become metrics, gains are paired, nothing is made twice."""
 
 import argparse
 import importlib.util
@@ -46,7 +46,9 @@ def counted(bench, strength):
 
 @pytest.mark.exact
 def test_counts_become_sklearns_metrics(bench):
-    scores, labels = (np.concatenate([a.ravel() for a in part]) for part in zip(*frames(1.5)))
+    scores, labels = (
+        np.concatenate([a.ravel() for a in part]) for part in zip(*frames(1.5), strict=True)
+    )
     found = counted(bench, 1.5).metrics()
     assert found["ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-9)
     assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
