@@ -57,7 +57,7 @@ class Exposure(GenerativeModel):
         super().__init__()
         self.model, self.mixer = model, mixer
         self.weights, self.augment = loss, augment
-        self.class_weights, self.bfloat16 = class_weights, bfloat16
+        self.class_weights, self.mixed_precision = class_weights, bfloat16
         self.event_shape = torch.Size((3, augment.height, augment.width))
         self.context_shape = self.event_shape
 
@@ -70,7 +70,7 @@ class Exposure(GenerativeModel):
         labels = context["label"]
         mixed: Mixed = self.mixer(x, labels, generator)
         images = relight(mixed.images, self.augment, generator)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed_precision):
             seen = self.model(images)
         terms = self._terms(seen.logits, seen.d_out, mixed)
         value = torch.stack(list(terms.values())).sum(0)

@@ -106,7 +106,7 @@ def read_frames(
     root = folder / "train" if (folder / "train" / "images").is_dir() else folder
     pairs = _pairs(root)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        read = list(pool.map(lambda pair: _read(*pair, len(classes), void, height), pairs))
+        read = list(pool.map(lambda pair: _read(pair, len(classes), void, height), pairs))
     first = read[0][0].shape
     for (path, _), (image, _) in zip(pairs, read, strict=True):
         if image.shape != first:
@@ -168,10 +168,11 @@ def _pairs(root: Path) -> list[tuple[Path, Path]]:
 
 
 def _read(
-    image_path: Path, label_path: Path, classes: int, void: int, height: int | None
+    pair: tuple[Path, Path], classes: int, void: int, height: int | None
 ) -> tuple[Bytes, Bytes]:
     import cv2
 
+    image_path, label_path = pair
     image, labels = read_image(image_path).pixels, read_ids(label_path, classes, void)
     if image.shape[:2] != labels.shape:
         raise AleatorError(

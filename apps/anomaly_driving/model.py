@@ -8,7 +8,6 @@ ln p(d_out | x) - ln p̂(x) of Grcić et al. (2022), arXiv:2207.02606, and other
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,10 +133,10 @@ class AnomalyModel(nn.Module):
         bottom, right = -height % STRIDE, -width % STRIDE
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-        stages = self.segmenter.encoder(x)
-        decoded = self.segmenter.decoder(stages)
+        network: Any = self.segmenter
+        decoded = network.decoder(network.encoder(x))
         # the head may end in bfloat16; scores subtract large logits and need float32
-        output = self.segmenter.segmentation_head(decoded).float()
+        output = network.segmentation_head(decoded).float()
         if output.shape[2:] != x.shape[2:]:  # some decoders end at another stride
             output = F.interpolate(output, x.shape[2:], mode="bilinear")
         output = output[..., :height, :width]
@@ -233,9 +232,9 @@ def from_checkpoint(found: Checkpoint, folder: str) -> AnomalyModel:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder}: weights do not fit the config ({reason})") from None
     model.fingerprint, model.card = found.fingerprint, found.card
-    return model.eval().to(memory_format=torch.channels_last)
+    return channels_last(model.eval())
 
 
-def replaced(config: ModelConfig, **changes: Any) -> ModelConfig:
-    """The config with some entries changed."""
-    return dataclasses.replace(config, **changes)
+def channels_last(model: AnomalyModel) -> AnomalyModel:
+    """The same model with kernels laid out as CPUs and tensor cores like them."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -205,7 +205,7 @@ def contact_sheet(shown: Sequence[tuple[Bytes, Bytes]]) -> Bytes:
     """Two columns of pairs: the picture, and the same with what was pasted in red."""
     import cv2
 
-    cells = []
+    cells: list[Bytes] = []
     for image, labels in shown:
         marked = image.copy()
         inside = labels == 1
@@ -213,7 +213,7 @@ def contact_sheet(shown: Sequence[tuple[Bytes, Bytes]]) -> Bytes:
         height = round(image.shape[0] * SHEET_WIDTH / image.shape[1])
         pair = np.concatenate([image, marked], axis=1)
         size = (2 * SHEET_WIDTH, height)
-        cells.append(np.asarray(cv2.resize(pair, size, interpolation=cv2.INTER_AREA)))
+        cells.append(np.asarray(cv2.resize(pair, size, interpolation=cv2.INTER_AREA), np.uint8))
     tallest = max(cell.shape[0] for cell in cells)
     padded = [np.pad(c, ((0, tallest - c.shape[0]), (0, 0), (0, 0))) for c in cells]
     if len(padded) % 2 and len(padded) > 1:

@@ -17,7 +17,7 @@ from apps.anomaly_driving.closed import frames_miou
 from apps.anomaly_driving.config import Config
 from apps.anomaly_driving.exposure import Exposure
 from apps.anomaly_driving.frames import Frames, read_frames
-from apps.anomaly_driving.model import AnomalyModel, ModelConfig, load
+from apps.anomaly_driving.model import AnomalyModel, ModelConfig, channels_last, load
 from apps.anomaly_driving.negatives.generators import (
     generator_tensors,
     kept_generator,
@@ -163,7 +163,7 @@ def initial_model(
         std=tuple(round(float(v), 3) for v in pixels.std(0)),  # type: ignore[arg-type]
         longer_side=int(max(frames.images.shape[1:3])),
     )
-    model = AnomalyModel(made).to(memory_format=torch.channels_last)
+    model = channels_last(AnomalyModel(made))
     if weights is not None:
         _put_in(model, weights)
     return model

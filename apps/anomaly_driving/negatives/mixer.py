@@ -157,7 +157,8 @@ class Mixer(nn.Module):
     ) -> None:
         """Paste pieces, far ones first; None stands for a part of another picture."""
         shape = canvas.labels.shape
-        places = [place_of(self.config.placement, *shape, generator) for _ in pieces]
+        height, width = shape
+        places = [place_of(self.config.placement, height, width, generator) for _ in pieces]
         places.sort(key=lambda place: place.top + place.height)
         for piece, place in zip(pieces, places, strict=True):
             if piece is not None:
