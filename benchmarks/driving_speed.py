@@ -12,6 +12,7 @@ defaults with random weights: that changes no time.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -95,8 +96,10 @@ def main():
         tables,
         network=f"{segmenter.arch}, {segmenter.encoder}, {parameters:,} parameters",
         threads=torch.get_num_threads(),
+        load=os.getloadavg()[1],  # others' work included: absolute rates are of this load
     )
-    title = f"Speed of scoring ({results['network']}, {results['threads']} thread)"
+    busy = f"{results['load']:.1f} processes on {os.cpu_count()} cores"
+    title = f"Speed of scoring ({results['network']}, {results['threads']} thread, {busy})"
     write_text(arguments.out / "driving_speed.md", report(results, title))
 
 
