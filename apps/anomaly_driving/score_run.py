@@ -158,7 +158,7 @@ def benchmark(
     network: Network | None = None
     if judging.score_files is not None:
         listed = [name.strip() for name in names.split(",")] if names else []
-        scores: Source = FromFiles(judging.score_files, listed)
+        scores: Source = FromFiles(judging.score_files, data, listed)
         frozen: dict[str, float] = {}
     else:
         network = using.open(say)
