@@ -229,7 +229,7 @@ def make_card(
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": steps,
         "negatives": kind,
-        "scores": [{name: round(value, 4) for name, value in scores.items()}],
+        "scores": [{name: round(value, 4) for name, value in scores.items()}] if scores else [],
         "limits": "It knows the streets, the camera and the light that it was trained on: on "
         "other roads much of the known scores high, too. Thresholds need a calibration on "
         "pictures of the user's own.",
