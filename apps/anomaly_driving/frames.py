@@ -56,6 +56,12 @@ class Frames:
         digest.update(self.labels.tobytes())
         return digest.hexdigest()[:16]
 
+    def every(self, step: int) -> Frames:
+        """The first frame and every `step`-th after it."""
+        part = slice(None, None, step)
+        kept = (self.images[part], self.labels[part], self.names[part])
+        return Frames(*kept, self.classes, self.void)
+
     def without(self, name: str | None) -> Frames:
         """The frames in which a class does not occur at all, and the classes without it.
 

@@ -30,6 +30,7 @@ def main(folder: Path) -> None:
     card["command"] = COMMANDS
     card["scores"] = [row for row in found.card.get("scores", []) if row]
     card["measured"] = "docs/driving.md"
+    card["steps"] = f"400 without negatives, {found.card['steps']} with them"
     model = from_checkpoint(found, str(folder))
     model.save(
         OUT,

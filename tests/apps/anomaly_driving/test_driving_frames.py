@@ -56,6 +56,12 @@ def test_fingerprint_follows_the_pixels(folder):
     assert read(folder).fingerprint() != before
 
 
+def test_every_second_frame(folder):
+    frames = read(folder).every(2)
+    assert frames.names == ("a", "c")
+    assert np.array_equal(frames.labels[1], read(folder).labels[2])
+
+
 def test_held_out_class_takes_its_frames_with_it():
     labels = np.array([[[0, 1]], [[0, 2]], [[1, 255]]], np.uint8)
     frames = Frames(np.zeros((3, 1, 2, 3), np.uint8), labels, ("a", "b", "c"), CLASSES, 255)
