@@ -10,8 +10,9 @@ expect of it elsewhere, as long as new frames are like these (exchangeable with 
   frames, percentiles of many draws; it has the uncertainty of both. Runs of n^(1/3) neighbours are
   redrawn together, since those of one drive resemble each other.
 
-Another city is not exchangeable with this one: there the intervals are too narrow. Reference: Vovk, Gammerman and Shafer (2005);
-Barber et al. (2021) arXiv:1905.02928; Politis and Romano (1992) for runs.
+Another city is not exchangeable with this one: there the intervals are too narrow. References:
+Vovk, Gammerman and Shafer (2005); Barber et al. (2021) arXiv:1905.02928; Politis and Romano (1992)
+for runs.
 """
 
 from __future__ import annotations
