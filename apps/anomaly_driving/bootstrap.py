@@ -21,6 +21,8 @@ from core.random import rand
 
 GRID = 2048
 WARM_UP = 64
+BLOCK = 256
+"""Frames that are summed at a time."""
 
 
 class FrameCounts:
@@ -47,6 +49,17 @@ class FrameCounts:
         self._settle()
         stacked = np.stack(self.kept).astype(np.float64)
         return stacked[:, :, ::-1]
+
+    def weighted(self, weights: np.ndarray) -> np.ndarray:
+        """Sums of the frames (2, D, M) with weights (D, N), scores descending, block by block."""
+        self._settle()
+        total = np.zeros((2, len(weights), self.kept[0].shape[1]))
+        for first in range(0, len(self.kept), BLOCK):
+            block = np.stack(self.kept[first : first + BLOCK]).astype(np.float64)
+            part = weights[:, first : first + BLOCK].astype(np.float64)
+            for k in (0, 1):
+                total[k] += part @ block[:, k, ::-1]
+        return total
 
     def _settle(self) -> None:
         if self.cells is None:
@@ -154,21 +167,15 @@ def intervals(
 def _weights(n: int, draws: int, generator: torch.Generator | None) -> np.ndarray:
     """(draws, n) how often each frame is drawn."""
     index = (rand((draws, n), generator, dtype=torch.float64) * n).long().clamp_max(n - 1).numpy()
-    weights = np.zeros((draws, n))
+    weights = np.zeros((draws, n), np.float32)  # small integers
     np.add.at(weights, (np.arange(draws)[:, None], index), 1.0)
     return weights
 
 
 def _evaluate(counts: FrameCounts, weights: np.ndarray, metric: str) -> np.ndarray:
     """The metric (draws,) of the weighted sums of frames; NaN where it is undefined."""
-    array = counts.array()
-    found = np.empty(len(weights))
-    step = max(1, 8_000_000 // array.shape[2])  # bounds memory
-    for first in range(0, len(weights), step):
-        part = weights[first : first + step]
-        false, true = (np.cumsum(part @ array[:, k], axis=1) for k in (0, 1))
-        found[first : first + step] = _METRICS[metric](true, false)
-    return found
+    false, true = np.cumsum(counts.weighted(weights), axis=2)
+    return _METRICS[metric](true, false)
 
 
 def _ap(true: np.ndarray, false: np.ndarray) -> np.ndarray:

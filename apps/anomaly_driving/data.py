@@ -178,6 +178,8 @@ def open_data(
         AleatorError: see `adapters.discover`.
     """
     root = Path(path)
+    if not root.exists():
+        raise AleatorError(f"{root}: no such file or folder")
     if root.is_file():
         if root.suffix.lower() not in SUFFIXES:
             raise AleatorError(

@@ -282,11 +282,11 @@ def _row(
     return row
 
 
-def closed_miou(network: Network, data: Driving, say: Say) -> float:
-    """Mean IoU of the known classes of a data set that tells them apart, at its own size.
+def must_know_classes(network: Network, data: Driving) -> np.ndarray:
+    """Lookup from the data's classes to the model's, see `class_metrics.class_index`.
 
     Raises:
-        AleatorError: it has no classes, or fewer than two that the model knows.
+        AleatorError: the data has no classes, or fewer than two that the model knows.
     """
     table = class_index(network.model.classes, data.classes)
     if table is None:
@@ -295,6 +295,16 @@ def closed_miou(network: Network, data: Driving, say: Say) -> float:
             f"({', '.join(network.model.classes[:4])}, …); it has "
             f"{', '.join(data.classes[:4]) or 'none'}"
         )
+    return table
+
+
+def closed_miou(network: Network, data: Driving, say: Say) -> float:
+    """Mean IoU of the known classes of a data set that tells them apart, at its own size.
+
+    Raises:
+        AleatorError: it has no classes, or fewer than two that the model knows.
+    """
+    table = must_know_classes(network, data)
     counted, scorer = ClassMetrics(network.model.classes), Scorer(network, ())
     with progress_bar(len(data), "frames") as advance:
         for sample in data.labelled().samples(say=say):

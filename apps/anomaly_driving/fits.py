@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 
 from apps.anomaly_driving import feature_scores as fs
-from apps.anomaly_driving.data import Sample
+from apps.anomaly_driving.data import Sample, to_tensor
 from apps.anomaly_driving.model import Outputs
 from apps.anomaly_driving.network import Network
-from apps.anomaly_driving.scores import SCORES, is_fitted, parts, resolve
+from apps.anomaly_driving.reconstruction import Reconstruction, known_patches
+from apps.anomaly_driving.scores import SCORES, bare, is_fitted, parts, resolve
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import AleatorError
+from core.random import keyed_generator
 
 APP = "anomaly_driving.score"
 FOLDER = "scores"
-BANK, FLOW_SAMPLE = 4000, 50_000
-"""Features kept for k-NN and for the flow."""
+BANK, FLOW_SAMPLE, PATCHES = 4000, 50_000, 16_000
+"""Features kept for k-NN and for the flow, patches for the reconstruction."""
 
 Samples = Callable[[], Iterable[Sample]]
 """Reads the data once more."""
@@ -43,7 +45,7 @@ def fit_scores(
     Raises:
         AleatorError: nothing known, or a network without what a score needs.
     """
-    wanted = [name for name in names if is_fitted(name)]
+    wanted = list(dict.fromkeys(bare(name) for name in names if is_fitted(name)))
     single = {part for name in wanted for part in parts(name) if SCORES[part].function is None}
     fits = _fit_single(network, samples, sorted(single), seed) if single else {}
     ensembles = [name for name in wanted if "+" in name]
@@ -58,7 +60,8 @@ def _fit_single(
     k = len(network.model.classes)
     top, features = fs.Moments(k), fs.Moments(k)
     bank, many = fs.Reservoir(BANK, seed), fs.Reservoir(FLOW_SAMPLE, seed + 1)
-    for outputs, known in _outputs(network, samples):
+    patches = fs.Reservoir(PATCHES, seed + 2)
+    for index, (outputs, known, image) in enumerate(_outputs(network, samples)):
         if "std_max_logit" in names:
             value, label = outputs.logits.max(1)
             top.add(value[known][:, None], label[known])
@@ -67,6 +70,8 @@ def _fit_single(
             features.add(vectors, labels)
             bank.add(vectors)
             many.add(vectors)
+        if "reconstruction" in names:
+            patches.add(known_patches(image, known, keyed_generator(seed, index)))
     found: dict[str, fs.FeatureScore] = {}
     if "std_max_logit" in names:
         found["std_max_logit"] = fs.StandardisedMaxLogit.of(top)
@@ -77,6 +82,9 @@ def _fit_single(
     if "flow" in names:
         with tempfile.TemporaryDirectory() as work:
             found["flow"] = fs.FlowDensity.of(many.sample(), Path(work), seed)
+    if "reconstruction" in names:
+        with tempfile.TemporaryDirectory() as work:
+            found["reconstruction"] = Reconstruction.of(patches.sample(), Path(work), seed)
     return found
 
 
@@ -89,7 +97,7 @@ def _fit_ensembles(
     members = sorted({part for name in names for part in parts(name)})
     functions = {name: resolve(name, fits) for name in members}
     moments = {name: fs.Moments(1) for name in members}
-    for outputs, known in _outputs(network, samples):
+    for outputs, known, _ in _outputs(network, samples):
         for name, function in functions.items():
             value = function(outputs)[known][:, None]
             moments[name].add(value, torch.zeros(len(value), dtype=torch.long))
@@ -101,8 +109,8 @@ def _fit_ensembles(
     return found
 
 
-def _outputs(network: Network, samples: Samples) -> Iterable[tuple[Outputs, Tensor]]:
-    """Outputs of each image and where it is known, (1, H, W) at the network's size."""
+def _outputs(network: Network, samples: Samples) -> Iterable[tuple[Outputs, Tensor, Tensor]]:
+    """Outputs of each image, where it is known, and itself, all at the network's size."""
     for sample in samples():
         outputs = network.outputs(sample.image, sample.frame.image)
         known = np.ones(sample.size, np.uint8) if sample.anomaly is None else sample.anomaly == 0
@@ -110,7 +118,8 @@ def _outputs(network: Network, samples: Samples) -> Iterable[tuple[Outputs, Tens
         resized = cv2.resize(
             known.astype(np.uint8), (size[1], size[0]), interpolation=cv2.INTER_NEAREST
         )
-        yield outputs, torch.from_numpy(resized > 0)[None].to(outputs.logits.device)
+        image = to_tensor(network.resize(sample.image))[None]
+        yield outputs, torch.from_numpy(resized > 0)[None].to(outputs.logits.device), image
 
 
 def save_fits(folder: Path, fits: Mapping[str, fs.FeatureScore], model: str) -> None:
@@ -139,7 +148,7 @@ def load_fits(
     """
     there = sorted(path.name for path in (folder / FOLDER).glob("*") if path.is_dir())
     if wanted is not None:
-        needed = {part for name in wanted for part in [name, *parts(name)]}
+        needed = {part for name in wanted for part in [bare(name), *parts(name)]}
         there = [name for name in there if name in needed]
     found: dict[str, fs.FeatureScore] = {}
     for name in sorted(there, key=lambda text: "+" in text):
@@ -161,4 +170,5 @@ _SINGLE: dict[str, Callable[[Mapping[str, Tensor]], fs.FeatureScore]] = {
     "mahalanobis": fs.Mahalanobis,
     "knn": fs.Nearest,
     "flow": fs.FlowDensity,
+    "reconstruction": Reconstruction,
 }

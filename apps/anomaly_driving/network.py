@@ -16,7 +16,9 @@ from torch.nn import functional as F
 from apps.anomaly_driving.data import to_tensor
 from apps.anomaly_driving.files import as_float16
 from apps.anomaly_driving.model import Outputs
-from apps.anomaly_driving.scores import Fitted, predicted_classes, resolve
+from apps.anomaly_driving.reconstruction import Reconstruction
+from apps.anomaly_driving.scores import SEGMENTS, Fitted, predicted_classes, resolve
+from apps.anomaly_driving.segments import segment_means, segments
 from apps.anomaly_driving.tiles import Tiling, tiled_outputs
 from core.errors import AleatorError
 
@@ -144,11 +146,26 @@ class Scorer:
         with torch.inference_mode():
             for name, function in self.functions.items():
                 began = time.perf_counter()
-                value = to_size(function(outputs)[:, None], size)[0, 0].cpu().numpy()
+                if isinstance(function, Reconstruction):
+                    raw = function.of_image(self._batch(image))
+                else:
+                    raw = function(outputs)
+                if name.endswith(SEGMENTS):
+                    raw = self._by_segment(raw, image)
+                value = to_size(raw[:, None], size)[0, 0].cpu().numpy()
                 scores[name] = as_float16(value, f"{where}: {name}")
                 seconds[name] = time.perf_counter() - began
             classes = predicted_classes(outputs)[0].to(torch.uint8).cpu().numpy()
         return Scored(scores, _nearest(classes, size), network, seconds)
+
+    def _batch(self, image: np.ndarray) -> Tensor:
+        """(1, 3, h, w) in [0, 1] at the network's size."""
+        return to_tensor(self.network.resize(image))[None].to(self.network.device)
+
+    def _by_segment(self, raw: Tensor, image: np.ndarray) -> Tensor:
+        """A score (1, h, w) averaged over segments of the image at the network's size."""
+        flat = segment_means(raw[0].cpu().numpy(), segments(self.network.resize(image)))
+        return torch.from_numpy(flat)[None].to(raw)
 
 
 def to_size(values: Tensor, size: tuple[int, int]) -> Tensor:

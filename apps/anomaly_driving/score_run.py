@@ -12,7 +12,13 @@ from apps.anomaly_driving.calibrate import (
     save_thresholds,
 )
 from apps.anomaly_driving.data import Driving
-from apps.anomaly_driving.evaluation import Evaluated, Options, closed_miou, evaluate
+from apps.anomaly_driving.evaluation import (
+    Evaluated,
+    Options,
+    closed_miou,
+    evaluate,
+    must_know_classes,
+)
 from apps.anomaly_driving.film import score_film
 from apps.anomaly_driving.fits import fit_scores, save_fits
 from apps.anomaly_driving.network import Network, Scorer
@@ -30,6 +36,7 @@ from apps.anomaly_driving.using import (
     Using,
     default_scores,
     fits_of,
+    must_be_folder,
     must_have_head,
     thresholds_of,
 )
@@ -57,6 +64,7 @@ def score(
         AleatorError: bad images, model or options.
     """
     wanted = parse(names) if names else None
+    must_be_folder(folder)
     if source is None and not BUNDLED_IMAGES.is_dir():
         raise AleatorError("no images are bundled with this installation; give a folder")
     film = source if source is not None and source.suffix.lower() in FILMS else None
@@ -138,6 +146,9 @@ def benchmark(
         AleatorError: bad data, model, score files or options.
     """
     judging, picking = judging or Judging(), picking or Picking()
+    must_be_folder(folder)
+    if judging.draws < 0:
+        raise AleatorError(f"--draws {judging.draws}: a number of draws, or 0 for no intervals")
     target = folder / "results.json"
     if target.exists() and not overwrite:
         raise AleatorError(f"{target} exists; choose another folder or --overwrite")
@@ -147,7 +158,7 @@ def benchmark(
     network: Network | None = None
     if judging.score_files is not None:
         listed = [name.strip() for name in names.split(",")] if names else []
-        scores: Source = FromFiles(judging.score_files, listed)
+        scores: Source = FromFiles(judging.score_files, data, listed)
         frozen: dict[str, float] = {}
     else:
         network = using.open(say)
@@ -162,12 +173,16 @@ def benchmark(
         raise AleatorError(
             f"--against {judging.against}: not among the scores ({', '.join(scores.names)})"
         )
+    closed = None
+    if judging.closed is not None and network is not None:
+        closed = Picking(split=picking.split).open(judging.closed, say)
+        must_know_classes(network, closed)
     options = Options(sizes, frozen, judging.against, judging.draws, seed=judging.seed)
     found = evaluate(scores, data, options, pictures=folder / "worst", say=say)
-    if judging.closed is not None and network is not None:
-        closed = closed_miou(network, Picking(split=picking.split).open(judging.closed, say), say)
+    if closed is not None and network is not None:
+        miou = closed_miou(network, closed, say)
         for row in found.rows:
-            row["closed_miou"] = closed
+            row["closed_miou"] = miou
     return _write(found, data, network, sizes, folder, say)
 
 

@@ -12,7 +12,8 @@ With logits s_k of K known classes, p = softmax(s), and d the logit of the outli
 
 Higher is always more unexpected. Nothing is normalised by image: scores of different frames are
 compared with one another. Scores that are fitted to known pixels first are in `feature_scores`;
-names joined by + are ensembles, the mean of standardised scores.
+names joined by + are ensembles, the mean of standardised scores; `NAME@segments` is the mean of a
+score over segments of the image (`segments`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from apps.anomaly_driving.segmenter import nearest
 from core.errors import AleatorError
 
 DEFAULT = ("msp", "max_logit", "entropy", "energy", "jsd", "d_out", "hybrid")
-"""Printed by `benchmark` if nothing else is asked for, as far as the model has what they need."""
+"""Judged by `benchmark` if nothing else is asked for, as far as the model has what they need."""
+
+SEGMENTS = "@segments"
 
 
 class Fitted(Protocol):
@@ -111,11 +114,13 @@ class Score:
         function: outputs -> (B, H, W), higher = more unexpected; None if it must be fitted.
         head: needs the outlier head.
         features: needs the decoder's features.
+        image: is of the image, not of what the network says of it.
     """
 
     function: Callable[[Outputs], Tensor] | None
     head: bool = False
     features: bool = False
+    image: bool = False
 
 
 SCORES: Mapping[str, Score] = {
@@ -130,6 +135,7 @@ SCORES: Mapping[str, Score] = {
     "mahalanobis": Score(None, features=True),
     "knn": Score(None, features=True),
     "flow": Score(None, features=True),
+    "reconstruction": Score(None, image=True),
 }
 
 
@@ -144,8 +150,12 @@ def parse(names: str | Sequence[str]) -> tuple[str, ...]:
     for entry in (text.strip().replace("-", "_") for text in listed):
         if not entry:
             continue
+        if "@" in bare(entry):
+            raise AleatorError(f"score {entry}: what follows the name can only be {SEGMENTS}")
         for part in parts(entry):
             nearest("score", part, SCORES)
+            if SCORES[part].image and "+" in entry:
+                raise AleatorError(f"score {entry}: {part} cannot be a member of an ensemble")
         if entry not in found:
             found.append(entry)
     if not found:
@@ -155,12 +165,17 @@ def parse(names: str | Sequence[str]) -> tuple[str, ...]:
 
 def parts(name: str) -> list[str]:
     """Members of an ensemble "a+b", or the score itself."""
-    return [part.strip() for part in name.split("+")]
+    return [part.strip() for part in bare(name).split("+")]
+
+
+def bare(name: str) -> str:
+    """The name without "@segments"."""
+    return name.removesuffix(SEGMENTS)
 
 
 def is_fitted(name: str) -> bool:
     """Whether the score needs a fit to known pixels: ensembles do, for their scales."""
-    return "+" in name or SCORES[name].function is None
+    return "+" in name or SCORES[bare(name)].function is None
 
 
 def resolve(name: str, fits: Mapping[str, Fitted]) -> Callable[[Outputs], Tensor]:
@@ -173,6 +188,7 @@ def resolve(name: str, fits: Mapping[str, Fitted]) -> Callable[[Outputs], Tensor
     Raises:
         AleatorError: it has to be fitted first.
     """
+    name = bare(name)
     if not is_fitted(name):
         function = SCORES[name].function
         assert function is not None
@@ -190,7 +206,7 @@ def available(names: Sequence[str], *, head: bool, fits: Mapping[str, Fitted]) -
     return tuple(
         name
         for name in names
-        if (name in fits if is_fitted(name) else head or not SCORES[name].head)
+        if (bare(name) in fits if is_fitted(name) else head or not SCORES[bare(name)].head)
     )
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from apps.anomaly_driving.data import Sample
+from apps.anomaly_driving.data import Driving, Sample
 from apps.anomaly_driving.files import read_score
 from apps.anomaly_driving.network import Scored, Scorer
 from core.errors import AleatorError
@@ -37,13 +37,21 @@ class FromNetwork:
 
 
 class FromFiles:
-    """Scores in files, of any program: DIR/NAME/KEY.hdf5, or DIR/KEY.hdf5 for a single score."""
+    """Scores in files, of any program: DIR/NAME/KEY.hdf5, or DIR/KEY.hdf5 for a single score.
+
+    KEY is that of the frame, or the last part of it where that tells all frames apart.
+    """
 
     ENDINGS = (".hdf5", ".h5", ".npy", ".npz")
     classes: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path, names: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, data: Driving, names: Sequence[str] = ()) -> None:
         """Look for scores.
+
+        Args:
+            folder: of the files.
+            data: whose frames are scored.
+            names: of the scores; the folders that are there if none.
 
         Raises:
             AleatorError: no such folder, or no scores in it.
@@ -51,12 +59,13 @@ class FromFiles:
         if not folder.is_dir():
             raise AleatorError(f"{folder}: no such folder of score files")
         self.folder = folder
-        if names:
-            self.names = tuple(names)
-        else:
-            below = [f.name for f in sorted(folder.iterdir()) if f.is_dir() and self._any(f)]
-            self.names = tuple(below) if below else (folder.name,)
-        if not any(self._any(self._where(name)) for name in self.names):
+        keys = [frame.key for frame in data.frames]
+        self.short = len({Path(key).name for key in keys}) == len(keys)
+        below = [f.name for f in sorted(folder.iterdir()) if f.is_dir() and self._any(f)]
+        single = any(self._find(folder, key) for key in keys)
+        self.names = tuple(names or ((folder.name,) if single or not below else below))
+        self.places = {name: self._place(name, single) for name in self.names}
+        if not below and not self._any(folder):
             raise AleatorError(
                 f"{folder}: no score files in it ({', '.join(self.ENDINGS)}); `score -o {folder}` "
                 "makes them"
@@ -64,26 +73,35 @@ class FromFiles:
 
     def __call__(self, sample: Sample) -> Scored:
         """Scores of a frame; the size of the file must be that of the image."""
-        scores = {name: self._read(name, sample) for name in self.names}
+        scores = {name: self._read(place, sample) for name, place in self.places.items()}
         return Scored(scores, np.zeros(sample.size, np.uint8))
 
-    def _read(self, name: str, sample: Sample) -> np.ndarray:
+    def _place(self, name: str, single: bool) -> Path:
+        """Where the files of a score are."""
+        place = self.folder / name
+        if place.is_dir() and not single:
+            return place
+        if len(self.names) > 1:
+            there = ", ".join(sorted(f.name for f in self.folder.iterdir() if f.is_dir()))
+            raise AleatorError(
+                f"{self.folder}: no folder of score {name} in it; it has {there or 'none'}"
+            )
+        return self.folder
+
+    def _read(self, place: Path, sample: Sample) -> np.ndarray:
         key = sample.frame.key
-        candidates = [
-            self._where(name) / f"{stem}{ending}"
-            for stem in dict.fromkeys((key, Path(key).name))
-            for ending in self.ENDINGS
-        ]
-        path = next((path for path in candidates if path.exists()), None)
+        path = self._find(place, key)
         if path is None:
             raise AleatorError(
-                f"{candidates[0]}: no score of frame {key}; score all frames, under these names"
+                f"{place / key}{self.ENDINGS[0]}: no score of frame {key}; score all frames, "
+                "under these names"
             )
         return read_score(path, sample.size)
 
-    def _where(self, name: str) -> Path:
-        below = self.folder / name
-        return below if below.is_dir() else self.folder
+    def _find(self, place: Path, key: str) -> Path | None:
+        stems = dict.fromkeys((key, Path(key).name) if self.short else (key,))
+        candidates = (place / f"{stem}{end}" for stem in stems for end in self.ENDINGS)
+        return next((path for path in candidates if path.exists()), None)
 
     def _any(self, folder: Path) -> bool:
         return any(path.suffix in self.ENDINGS for path in folder.rglob("*"))

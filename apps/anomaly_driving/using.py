@@ -99,6 +99,19 @@ class Picking:
         return data
 
 
+def must_be_folder(path: Path) -> None:
+    """Refuse an output folder that is a file, or lies below one.
+
+    Raises:
+        AleatorError: it does.
+    """
+    for place in (path, *path.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise AleatorError(f"-o {path}: {place} is a file; name a folder")
+            return
+
+
 def default_scores(network: Network) -> tuple[str, ...]:
     """The score that the model's card names, else hybrid, else energy."""
     named = getattr(network.model, "card", {}).get("score")

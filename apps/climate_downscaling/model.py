@@ -22,11 +22,14 @@ from torch import Tensor
 from apps.climate_downscaling.config import Config, parse_config
 from apps.climate_downscaling.conserve import block_mean, project
 from apps.climate_downscaling.dispersion import Dispersion
+from apps.climate_downscaling.families import Condition, family_config, sampler_of
 from apps.climate_downscaling.field import Field, Variable
 from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.mean import LocalRidge, upsample
 from apps.climate_downscaling.ood import OutOfDistribution
+from apps.climate_downscaling.patches import tile
 from apps.climate_downscaling.preprocessing import Transforms
+from apps.climate_downscaling.stations import Seen
 from core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 from core.model import GenerativeModel
@@ -184,6 +187,7 @@ class DownscalingModel:
         generator: Generators | None = None,
         sampler: Mapping[str, Any] | None = None,
         conserve: bool = True,
+        seen: Seen | None = None,
     ) -> Tensor:
         """Draw members.
 
@@ -194,6 +198,7 @@ class DownscalingModel:
             generator: one stream, or M B of them, member-major.
             sampler: overrides the config's.
             conserve: make the block means equal the input exactly.
+            seen: observations that members are to agree with, of a single time (B = 1).
 
         Returns:
             (M, B, V, H, W) in canonical units; NaN where there are no data.
@@ -201,16 +206,27 @@ class DownscalingModel:
         x = self.predictors(coarse)
         mean = self.mean.predict(x)
         scale = self.uncertainty(x, mean)
-        drawn = self.trained.sample(
-            (members,),
-            self.context(coarse, x, mean, scale, clock),
-            sampler={**self.config.residual.sampler, **(sampler or {})},
-            generator=generator,
-        )
+        context = self.context(coarse, x, mean, scale, clock)
+        options: dict[str, Any] = {
+            "sampler": self.sampler(sampler),
+            "generator": generator,
+        }
+        if seen is None:
+            drawn = self.trained.sample((members,), context, **options)
+        else:
+            from apps.climate_downscaling.constraints import draw_given
+
+            facts = (self.trained, seen, self.transforms, context, mean, self._inflated(scale))
+            drawn = draw_given(*facts, members=members, **options)
         fine = self.transforms.inverse(mean + scale * self._inflated(drawn))
         if conserve:
             fine = self._conserve(fine, coarse)
         return torch.where(self.valid.to(fine.device), fine, torch.nan)
+
+    def sampler(self, over: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """The config's sampler with some options changed; None of families that have none."""
+        own = sampler_of(self.trained, self.config.residual.sampler)
+        return own if own is None else {**own, **(over or {})}
 
     def _inflated(self, drawn: Tensor) -> Tensor:
         return self.inflation.to(drawn)[:, None, None] * drawn
@@ -286,12 +302,14 @@ class DownscalingModel:
         tensors.setdefault("persistence", unknown)
         residual = build(stored["residual"])
         residual.load_state_dict(without("residual", tensors))
+        config, fine_grid = parse_config(stored["config"]), Grid.from_dict(stored["fine_grid"])
+        tile(residual, config.residual.crop, fine_grid)
         module, _, name = KINDS[stored.get("kind", "blocks")].rpartition(".")
         kind: type[DownscalingModel] = getattr(importlib.import_module(module), name)
         return kind(
-            config=parse_config(stored["config"]),
+            config=config,
             variables=tuple(Variable(**facts) for facts in stored["variables"]),
-            fine_grid=Grid.from_dict(stored["fine_grid"]),
+            fine_grid=fine_grid,
             coarse_grid=Grid.from_dict(stored["coarse_grid"]),
             clock=tuple(stored["clock"]),
             time_step=stored.get("time_step", 0),
@@ -303,34 +321,26 @@ class DownscalingModel:
         )
 
 
-def residual_config(model: DownscalingModel) -> dict[str, Any]:
-    """The config of the residual's model, for `core.build`: what the data fix, then options."""
-    options = dict(model.config.residual.model)
-    variables, statics = len(model.names), len(model.statics)
-    channels = statics + variables
+def residual_config(model: DownscalingModel, crop: int | None = None) -> dict[str, Any]:
+    """The config of the residual's model, for `core.build`: what the data fix, then options.
+
+    Args:
+        model: what the residual is left by.
+        crop: side of the patches that it is trained on; None for the whole domain.
+    """
+    channels = len(model.statics) + len(model.names)
     coarse = model.config.residual.context == "coarse"
     if coarse:
         channels += model.weather_channels
-    net = {
-        "name": "unet",
-        "field_channels": channels,
-        "vector_dim": 2 * len(model.clock) if coarse else 0,
-        "channels": 24,
-        "patch": 2,
-        "multipliers": [1, 2, 2],
-        "dropout": 0.1,
-        "periodic_x": model.fine_grid.is_global,
-    }
-    defaults: dict[str, Any] = {"family": model.config.residual.family}
-    if model.config.residual.family == "diffusion":
-        defaults |= {"path": {"name": "edm", "sigma_min": 0.01, "sigma_max": 20.0}}
-        defaults |= {"log_sigma_mean": -0.4, "log_sigma_std": 1.2}
-    return {
-        **defaults,
-        **options,
-        "event_shape": [variables, *model.fine_grid.shape],
-        "net": {**net, **options.get("net", {})},
-    }
+    condition = Condition(
+        variables=len(model.names),
+        shape=(crop, crop) if crop else model.fine_grid.shape,
+        field_channels=channels,
+        vector_dim=2 * len(model.clock) if coarse else 0,
+        periodic_x=model.fine_grid.is_global and model.config.residual.crop is None,
+    )
+    residual = model.config.residual
+    return family_config(residual.family, condition, residual.model)
 
 
 def clock_vector(field: Field, clock: Sequence[str], start: int, stop: int) -> Tensor:

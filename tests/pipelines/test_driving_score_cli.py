@@ -165,7 +165,9 @@ def test_mistakes_are_one_line(model, folder, tmp_path):
     out = tmp_path / "out"
     bench = ("benchmark", folder, "-o", out, "--model", model)
     assert "near names: energy" in assert_refused(*bench, "--scores", "enregy")
-    assert "no such folder" in assert_refused("benchmark", tmp_path / "x", "--model", model)
+    assert "no such file or folder" in assert_refused(
+        "benchmark", tmp_path / "x", "--model", model
+    )
     assert "no such model; `train` makes one" in assert_refused(
         "benchmark", folder, "-o", out, "--model", tmp_path / "none"
     )
@@ -193,6 +195,14 @@ def test_mistakes_are_one_line(model, folder, tmp_path):
     (tmp_path / "cut/0.png").write_bytes(data[: len(data) // 2])
     assert "cut short" in assert_refused("score", tmp_path / "cut", "-o", out, "--model", model)
     assert not out.exists()
+    out.write_text("a file")
+    for command in ("score", "benchmark"):
+        said = assert_refused(command, folder, "-o", out / "below", "--model", model)
+        assert "is a file; name a folder" in said
+    assert "--draws -1" in assert_refused(*bench[:2], "--model", model, "--draws", -1)
+    assert "closed mIoU needs labels of the model's classes" in assert_refused(
+        "benchmark", folder, "-o", tmp_path / "o", "--model", model, "--closed", folder
+    )
 
 
 def test_export_is_scored_like_the_model(model, folder, tmp_path):

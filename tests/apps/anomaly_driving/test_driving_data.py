@@ -131,7 +131,7 @@ def test_what_does_not_pair_is_named(draw, tmp_path):
 
 
 def test_bad_folders_are_refused(draw, tmp_path):
-    with pytest.raises(AleatorError, match="no such folder"):
+    with pytest.raises(AleatorError, match="no such file or folder"):
         open_data(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(AleatorError, match=r"no images in it \(none of \.jpg"):

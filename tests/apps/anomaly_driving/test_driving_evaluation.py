@@ -8,6 +8,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from apps.anomaly_driving.data import open_data
 from apps.anomaly_driving.evaluation import Options, closed_miou, evaluate
+from apps.anomaly_driving.feature_scores import FlowDensity
 from apps.anomaly_driving.files import write_score
 from apps.anomaly_driving.fits import fit_scores, load_fits, save_fits
 from apps.anomaly_driving.network import Scorer, open_network
@@ -58,15 +59,38 @@ def test_equals_sklearn_on_all_pixels_of_a_network(driving_model, data):
 
 def test_files_of_another_program_are_judged_alike(data, tmp_path):
     kept = as_files(tmp_path / "files", data)
-    found = evaluate(FromFiles(tmp_path / "files"), data, Options(draws=0), say=quiet)
+    found = evaluate(FromFiles(tmp_path / "files", data), data, Options(draws=0), say=quiet)
     score = np.concatenate([s[label < 2] for s, label in kept]).astype(float)
     label = np.concatenate([label[label < 2] for _, label in kept])
     (row,) = found.rows
     assert row["score"] == "mine"
     assert row["ap"] == pytest.approx(average_precision_score(label, score), abs=1e-9)
     assert row["images_per_second"] is None
-    flat = FromFiles(tmp_path / "files" / "mine")  # without a folder a score
+    flat = FromFiles(tmp_path / "files" / "mine", data)  # without a folder a score
     assert evaluate(flat, data, Options(draws=0), say=quiet).rows[0]["ap"] == row["ap"]
+
+
+def test_files_are_found_by_their_frames(draw, driving_model, tmp_path):
+    data = open_data(draw.camvid(tmp_path / "c", SIZE), hold_out=["bicyclist"])
+    keys = [frame.key for frame in data.frames]
+    assert keys[0] == "test/0001TP_006690"
+    for i, key in enumerate(keys):
+        write_score(tmp_path / f"flat/{key}.hdf5", np.full(SIZE, float(i)))
+        write_score(tmp_path / f"two/a/{key}.hdf5", np.full(SIZE, float(i)))
+        write_score(tmp_path / f"two/b/{key}.hdf5", np.full(SIZE, -float(i)))
+    flat, two = FromFiles(tmp_path / "flat", data), FromFiles(tmp_path / "two", data)
+    assert (flat.names, two.names) == (("flat",), ("a", "b"))  # splits are no scores
+    for i, sample in enumerate(data):
+        assert (flat(sample).scores["flat"] == i).all()
+        assert (two(sample).scores["b"] == -i).all()
+    # equal names in different splits: the short name would take one for another
+    write_score(tmp_path / "short/0001TP_006690.hdf5", np.zeros(SIZE))
+    with pytest.raises(AleatorError, match="no score of frame test/0001TP_006690"):
+        FromFiles(tmp_path / "short", data)(next(iter(data)))
+    one = open_data(tmp_path / "c", split="val")
+    assert (FromFiles(tmp_path / "short", one)(next(iter(one))).scores["short"] == 0).all()
+    with pytest.raises(AleatorError, match="no folder of score c in it; it has a, b"):
+        FromFiles(tmp_path / "two", data, ("a", "c"))
 
 
 def test_scores_beyond_the_budget_are_computed_again(driving_model, data):
@@ -95,7 +119,7 @@ def test_the_spool_keeps_to_its_budget(driving_model, data, tmp_path):
 def test_a_frozen_threshold_is_judged_beside_the_oracle(data, tmp_path):
     kept = as_files(tmp_path / "files", data, informative=3.0)
     options = Options(Sizes(0, 0), {"mine": 0.0}, draws=0)
-    (row,) = evaluate(FromFiles(tmp_path / "files"), data, options, say=quiet).rows
+    (row,) = evaluate(FromFiles(tmp_path / "files", data), data, options, say=quiet).rows
     assert row["frozen_f1"] < row["f1"]
     assert row["frozen_threshold"] == 0.0
     assert row["frozen_fpr"] == pytest.approx(0.5, abs=0.02)
@@ -110,7 +134,7 @@ def test_the_worst_frames_are_drawn(draw, data, tmp_path):
     worst = data.frames[3]
     write_score(tmp_path / f"files/mine/{worst.key}.hdf5", np.full(SIZE, -5.0))
     found = evaluate(
-        FromFiles(tmp_path / "files"),
+        FromFiles(tmp_path / "files", data),
         data,
         Options(draws=0, worst=2),
         pictures=tmp_path / "worst",
@@ -150,31 +174,32 @@ def test_bad_benchmarks_are_refused(draw, driving_model, tmp_path):
     data = open_data(draw.plain(tmp_path / "p", 0, 1, size=SIZE))
     for sample in data:
         write_score(tmp_path / f"files/{sample.frame.key}.hdf5", np.ones(SIZE))
-    files = FromFiles(tmp_path / "files")
+    files = FromFiles(tmp_path / "files", data)
     assert "score files is 1 at every pixel" in refused(0, 1, of=files)
     write_score(tmp_path / "files/001.hdf5", np.ones((64, 95)))
     assert "001.hdf5: scores of size 64×95 for an image of 64×96" in refused(0, 1, of=files)
     (tmp_path / "files/001.hdf5").unlink()
     assert "001.hdf5: no score of frame 001" in refused(0, 1, of=files)
     with pytest.raises(AleatorError, match="no such folder of score files"):
-        FromFiles(tmp_path / "none")
+        FromFiles(tmp_path / "none", data)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(AleatorError, match="no score files in it"):
-        FromFiles(tmp_path / "nothing")
+        FromFiles(tmp_path / "nothing", data)
 
 
 def test_reversed_polarity_is_noticed(data, tmp_path):
     as_files(tmp_path / "files", data, informative=-2.0)
     said: list[str] = []
-    evaluate(FromFiles(tmp_path / "files"), data, Options(draws=0), say=said.append)
+    evaluate(FromFiles(tmp_path / "files", data), data, Options(draws=0), say=said.append)
     assert any("below chance" in line and "sign reversed" in line for line in said)
 
 
-def test_fits_are_kept_with_their_model(driving_model, data, tmp_path):
+def test_fits_are_kept_with_their_model(driving_model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(FlowDensity, "STEPS", 10)
     network = open_network(driving_model)
-    names = ("std_max_logit", "mahalanobis", "knn", "energy+hybrid", "msp")
+    names = ("std_max_logit", "mahalanobis", "knn", "energy+hybrid", "msp", "flow")
     fits = fit_scores(network, data.samples, names)
-    assert set(fits) == {"std_max_logit", "mahalanobis", "knn", "energy+hybrid"}
+    assert set(fits) == {"std_max_logit", "mahalanobis", "knn", "energy+hybrid", "flow"}
     again = fit_scores(network, lambda: data.samples(workers=1, ahead=0), names)
     save_fits(tmp_path, fits, "m")
     kept = load_fits(tmp_path, "m")

@@ -1,4 +1,4 @@
-"""Pictures show what they say: brighter is more unexpected, lines are where labels and calls are."""
+"""Pictures show what they say: brighter is more unexpected, lines are where calls are."""
 
 from __future__ import annotations
 
