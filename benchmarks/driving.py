@@ -202,7 +202,8 @@ def closed_table(rows: dict[str, str], seeds: list[int], options: argparse.Names
     }
     title = (
         f"camvid/val, every {VAL_EVERY}rd frame at {VAL_ROWS} rows: known classes, and "
-        f"known parts pasted as negatives are (0.5: not noticed); {options.steps} steps after the base, seeds {seeds}"
+        f"known parts pasted as negatives are (0.5: not noticed); "
+        f"{options.steps} steps after the base, seeds {seeds}"
     )
     formats = {"miou": ".1f", **dict.fromkeys([f"seam_{score}" for score in SEAM], ".2f")}
     return Table(lines, columns, formats, {}, title)
