@@ -28,7 +28,7 @@ from apps.anomaly_driving.config import Config, read_config
 from apps.anomaly_driving.data import Driving, open_data
 from apps.anomaly_driving.frames import Frames, read_frames
 from apps.anomaly_driving.model import CAMVID, load
-from apps.anomaly_driving.network import Network, Scorer
+from apps.anomaly_driving.network import Network, Scorer, open_network
 from apps.anomaly_driving.pixel_metrics import PixelCounts, frame_counts
 from apps.anomaly_driving.scores import DEFAULT, resolve
 from apps.anomaly_driving.seam import seam_auroc
@@ -59,6 +59,7 @@ PLAIN = tuple(name for name in DEFAULT if name not in ("d_out", "hybrid"))
 SEAM = ("max_logit", "jsd", "d_out")
 VAL_ROWS, VAL_EVERY = 240, 3
 """Height at which, and which of the frames on which, the known classes are judged."""
+KNOWN = f"known_{VAL_ROWS}.json"
 
 
 @dataclass(frozen=True)
@@ -96,21 +97,30 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0", help="comma-separated, of every row")
     parser.add_argument("--longer-side", type=int, default=None, help="pixels that are scored")
     parser.add_argument("--train-only", action="store_true")
+    parser.add_argument("--as-is", action="store_true", help="tables of what is there already")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     rows = {name: ROWS[name] for name in options.rows.split(",")}
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    for seed in seeds:
+    for seed in [] if options.as_is else seeds:
         for name in rows:
             train_row(name, seed, options.data, options.models, options.steps)
     if options.train_only:
         return
-    tables: list[Table] = [closed_table(rows, seeds, options)]
+    there = rows if not options.as_is else known_rows(rows, seeds, options)
+    tables: list[Table] = [closed_table(there, seeds, options)]
     for name in options.sets.split(","):
-        found = {
-            (row, seed): counts(row, seed, SETS[name], options) for row in rows for seed in seeds
+        folder = SETS[name]
+        there = {
+            row: title
+            for row, title in rows.items()
+            if not options.as_is
+            or all(counts_file(row, seed, folder, options).exists() for seed in seeds)
         }
-        tables += set_tables(SETS[name], rows, seeds, found)
+        found = {
+            (row, seed): counts(row, seed, folder, options) for row in there for seed in seeds
+        }
+        tables += set_tables(folder, there, seeds, found)
     results = write_results(options.out / "driving.json", tables)
     write_text(options.out / "driving.md", report(results, "Simulated anomalies: does it help?"))
     for table in tables:
@@ -154,17 +164,34 @@ def model_folder(models: Path, name: str, seed: int, steps: int) -> Path:
 def counts(row: str, seed: int, folder: str, options: argparse.Namespace) -> dict[str, Counts]:
     """Every score of a model on a set, from the cache beside the model if it is there."""
     model = model_folder(options.models, row, seed, options.steps)
-    side = options.longer_side
-    kept = model / f"counts_{folder}_{side or 'own'}.npz"
+    kept = counts_file(row, seed, folder, options)
     if not kept.exists():
-        from apps.anomaly_driving.network import open_network
-
-        found = score_set(open_network(model, longer_side=side), open_data(options.data / folder))
+        network = open_network(model, longer_side=options.longer_side)
+        found = score_set(network, open_data(options.data / folder))
         arrays = {f"{n}/{part}": v for n, c in found.items() for part, v in vars(c).items()}
         with replacing(kept) as draft, draft.open("wb") as file:
             np.savez_compressed(file, **arrays)
     with np.load(kept) as stored:
         return {n: Counts(stored[f"{n}/pooled"], stored[f"{n}/frames"]) for n in DEFAULT}
+
+
+def counts_file(row: str, seed: int, folder: str, options: argparse.Namespace) -> Path:
+    """Where the counts of a model on a set are kept."""
+    model = model_folder(options.models, row, seed, options.steps)
+    return model / f"counts_{folder}_{options.longer_side or 'own'}.npz"
+
+
+def known_rows(
+    rows: dict[str, str], seeds: list[int], options: argparse.Namespace
+) -> dict[str, str]:
+    """The rows whose quality on the known has been found for every seed."""
+    return {
+        row: title
+        for row, title in rows.items()
+        if all(
+            (model_folder(options.models, row, s, options.steps) / KNOWN).exists() for s in seeds
+        )
+    }
 
 
 def score_set(network: Network, data: Driving) -> dict[str, Counts]:
@@ -211,7 +238,7 @@ def closed_table(rows: dict[str, str], seeds: list[int], options: argparse.Names
 
 def known_quality(folder: Path, frames: Frames) -> dict[str, float]:
     """What a model makes of the known, from the cache beside it if it is there."""
-    kept = folder / f"known_{VAL_ROWS}.json"
+    kept = folder / KNOWN
     if not kept.exists():
         model = load(folder)
         functions = [resolve(score, {}) for score in SEAM]
