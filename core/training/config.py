@@ -27,6 +27,7 @@ class FitConfig:
         validate_every: steps between validation scores; 0 for none.
         patience: stop after so many validations without a better score; 0 for never.
         save_every: steps between checkpoints of the run.
+        stop_at: step to stop at, before the schedule's end; 0 for its end.
         devices: how many, where there are several.
         seed: of initialisation, batches and noise.
     """
@@ -43,12 +44,14 @@ class FitConfig:
     validate_every: int = 250
     patience: int = 0
     save_every: int = 500
+    stop_at: int = 0
     devices: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         at_least = {"steps": 1, "batch_size": 1, "log_every": 1, "save_every": 1, "devices": 1}
         at_least |= {"warmup": 0, "validate_every": 0, "patience": 0, "clip": 0, "weight_decay": 0}
+        at_least |= {"stop_at": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise AleatorError(f"fit.{name}={getattr(self, name)}: at least {least} is needed")

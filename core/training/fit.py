@@ -35,7 +35,7 @@ Score = Callable[[GenerativeModel], float]
 """score(averaged model) -> a validation score; less is better."""
 
 STATE, METRICS = "state.safetensors", "metrics.jsonl"
-_RUNNING = {"log_every", "save_every", "devices"}
+_RUNNING = {"log_every", "save_every", "devices", "stop_at"}
 """Options that may change on resume: they do not change the weights."""
 
 
@@ -108,7 +108,7 @@ def fit(
     with torch.random.fork_rng():
         run = _Run(model, batches, config, folder, score, fabric, job or {})
         run.begin(resume)
-        with progress_bar(config.steps, progress, done=run.progress.step) as advance:
+        with progress_bar(run.last, progress, done=run.progress.step) as advance:
             for _ in run.steps():
                 advance(1)
     return run.finished()
@@ -151,18 +151,19 @@ class _Run:
         self.model, self.optimizer = fabric.setup(_Objective(model), optimizer)
         self.progress = Progress()
         self.best: Tensors = {}
+        self.last = min(config.steps, config.stop_at or config.steps)
         self.job = {k: v for k, v in asdict(config).items() if k not in _RUNNING} | job
 
     def steps(self) -> Iterator[None]:
         """Train until the last step, or until the score has stopped to improve."""
         config, since = self.config, time.monotonic()
-        while self.progress.step < config.steps and not self._exhausted():
+        while self.progress.step < self.last and not self._exhausted():
             self._step(self.progress.step)
             self.progress.step += 1
             now = time.monotonic()
             self.progress.seconds += now - since
             since = now
-            last = self.progress.step == config.steps
+            last = self.progress.step == self.last
             if self.score and (last or self.progress.step % config.validate_every == 0):
                 self._validate()
             if last or self._exhausted() or self.progress.step % config.save_every == 0:

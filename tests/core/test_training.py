@@ -78,6 +78,16 @@ def test_a_resumed_run_makes_the_same_steps(tmp_path):
     assert all(torch.equal(state[name], again[name]) for name in state)
 
 
+def test_a_run_that_stops_early_is_the_beginning_of_the_whole(tmp_path):
+    whole = fit(fresh(), batches, short(), folder=tmp_path / "a", progress=None)
+    part = fit(fresh(), batches, short(stop_at=15), folder=tmp_path / "b", progress=None)
+    assert part.steps == 15
+    rest = fit(fresh(9), batches, short(), folder=tmp_path / "b", resume=True, progress=None)
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    state, again = whole.model.state_dict(), rest.model.state_dict()
+    assert all(torch.equal(state[name], again[name]) for name in state)
+
+
 SCRIPT = """
 import os, signal, sys, torch
 sys.path.insert(0, {tests!r})

@@ -1,0 +1,1 @@
+"""Unexpected objects in traffic: synthesised, trained with, scored at every pixel."""

@@ -1,0 +1,142 @@
+"""What a training image goes through: another place and size, a mirror, another light.
+
+Geometry is done on bytes, before anything is pasted; light and colour on tensors, after it, so
+that a pasted object and its surroundings are photographed by the same camera.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apps.anomaly_driving.frames import Frames
+from core.errors import AleatorError
+from core.random import rand, randn
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How much training images vary.
+
+    Attributes:
+        height: rows of a crop.
+        width: columns of it.
+        scale: least and most by which frames are enlarged before they are cropped.
+        aspect: most by which width is stretched against height, as a logarithm.
+        flip: probability of a mirror image.
+        light: strength of the changes of brightness, contrast, saturation, gamma and white
+            balance; 0 for none, 1 as web photographs differ from a dashboard camera.
+        blur: probability that a batch is blurred.
+        noise: largest standard deviation of added noise.
+    """
+
+    height: int = 192
+    width: int = 256
+    scale: tuple[float, float] = (0.5, 1.4)
+    aspect: float = 0.15
+    flip: float = 0.5
+    light: float = 0.7
+    blur: float = 0.2
+    noise: float = 0.03
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 32:
+            raise AleatorError(f"crops of {self.width}x{self.height}: at least 32x32 is needed")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise AleatorError(f"augment.scale={self.scale}: expected 0 < least <= most")
+
+
+def crops(
+    frames: Frames, indices: Tensor, config: AugmentConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Random parts of frames at random sizes.
+
+    Args:
+        frames: to cut from.
+        indices: (B,) which.
+        config: how much they vary.
+        generator: of where and how large.
+
+    Returns:
+        images (B, 3, h, w) in [0, 1] and labels (B, h, w), void beyond the frame's border.
+    """
+    images, labels = [], []
+    draws = rand((len(indices), 5), generator).tolist()
+    for index, draw in zip(indices.tolist(), draws, strict=True):
+        image, label = _crop(frames, index, config, draw)
+        images.append(torch.from_numpy(np.ascontiguousarray(image)))
+        labels.append(torch.from_numpy(np.ascontiguousarray(label)))
+    pixels = torch.stack(images).permute(0, 3, 1, 2).float() / 255
+    return pixels.contiguous(memory_format=torch.channels_last), torch.stack(labels).long()
+
+
+def _crop(
+    frames: Frames, index: int, config: AugmentConfig, draw: list[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    import cv2
+
+    image, label = frames.images[index], frames.labels[index]
+    low, high = np.log(config.scale)
+    scale = float(np.exp(low + (high - low) * draw[0]))
+    stretch = float(np.exp(config.aspect * (2 * draw[1] - 1)))
+    height, width = round(config.height / scale), round(config.width / scale / stretch)
+    rows, columns = min(height, image.shape[0]), min(width, image.shape[1])
+    top = round(draw[2] * (image.shape[0] - rows))
+    left = round(draw[3] * (image.shape[1] - columns))
+    part = np.s_[top : top + rows, left : left + columns]
+    size = (
+        max(1, round(config.width * columns / width)),
+        max(1, round(config.height * rows / height)),
+    )
+    kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    small = cv2.resize(image[part], size, interpolation=kind)
+    small_label = cv2.resize(label[part], size, interpolation=cv2.INTER_NEAREST)
+    below, beside = config.height - size[1], config.width - size[0]
+    if below or beside:
+        small = cv2.copyMakeBorder(small, 0, below, 0, beside, cv2.BORDER_REFLECT_101)
+        small_label = cv2.copyMakeBorder(
+            small_label, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=frames.void
+        )
+    if draw[4] < config.flip:
+        small, small_label = small[:, ::-1], small_label[:, ::-1]
+    return small, small_label
+
+
+def relight(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Another camera and another hour: images (B, 3, H, W) in [0, 1] likewise, differentiably."""
+    batch, strength = len(images), config.light
+    if strength:
+        draw = (2 * rand((batch, 8, 1, 1), generator) - 1).to(images) * strength
+        gamma = (0.4 * draw[:, :1]).exp()
+        images = images.clamp_min(1e-4) ** gamma
+        images = images * (0.15 * draw[:, 5:8]).exp()  # white balance
+        grey = images.mean(1, keepdim=True)
+        images = grey + (images - grey) * (1 + 0.6 * draw[:, 1:2])
+        level = images.mean((1, 2, 3), keepdim=True)
+        images = level + (images - level) * (0.45 * draw[:, 2:3]).exp()
+        images = images + 0.15 * draw[:, 3:4]
+    chance, width = rand((2,), generator).tolist()
+    if chance < config.blur:
+        images = blurred(images, 0.4 + width)
+    if config.noise:
+        sigma = config.noise * rand((batch, 1, 1, 1), generator).square()
+        images = images + (sigma * randn(images.shape, generator)).to(images)
+    return images.clamp(0, 1)
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """A Gaussian blur of (B, C, H, W) by `sigma` pixels, borders mirrored."""
+    if sigma <= 0:
+        return images
+    reach = min(max(1, round(2.5 * sigma)), min(images.shape[2:]) - 1)
+    offsets = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    channels = images.shape[1]
+    images = F.pad(images, (reach, reach, reach, reach), mode="reflect")
+    images = F.conv2d(images, kernel.expand(channels, 1, 1, -1), groups=channels)
+    return F.conv2d(images, kernel[:, None].expand(channels, 1, -1, 1), groups=channels)

@@ -1,0 +1,1 @@
+"""Road photographs, one with an object pasted into it, and weights; see README.md."""

@@ -1,0 +1,237 @@
+"""`train`: a segmenter from scratch, or from a model that is there, with or without negatives."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apps.anomaly_driving.augment import AugmentConfig, crops
+from apps.anomaly_driving.closed import frames_miou
+from apps.anomaly_driving.config import Config
+from apps.anomaly_driving.exposure import Exposure
+from apps.anomaly_driving.frames import Frames, read_frames
+from apps.anomaly_driving.model import AnomalyModel, ModelConfig, channels_last, load
+from apps.anomaly_driving.negatives.generators import (
+    generator_tensors,
+    kept_generator,
+    make_mixer,
+    make_source,
+)
+from apps.anomaly_driving.negatives.sources import JointFlow
+from apps.anomaly_driving.segmenter import read_weights
+from core.cards import write_card
+from core.errors import AleatorError
+from core.report import command_line, hardware
+from core.training import Batches, fit
+
+Say = Callable[[object], None]
+
+
+def train(
+    data: Path,
+    output: Path,
+    config: Config,
+    *,
+    seed: int = 0,
+    start: Path | None = None,
+    weights: Path | None = None,
+    validation: Path | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    overwrite: bool = False,
+    say: Say = print,
+) -> AnomalyModel:
+    """Train and save a model.
+
+    Args:
+        data: folder of labelled frames; see `frames`.
+        output: folder for the model; `training/` in it keeps the log and state of the run.
+        config: how.
+        seed: of everything random.
+        start: model to go on from, whose network and classes are kept, and whose generator of
+            negatives is, if it is of the kind and shape that `config` asks for.
+        weights: safetensors file with the network's initial weights, or the encoder's.
+        validation: labelled frames whose closed mIoU the card tells; `data`/val if there is one.
+        resume: continue a run that was stopped.
+        device: where to train.
+        overwrite: replace a model that is there.
+        say: for the log.
+
+    Returns:
+        the trained model.
+
+    Raises:
+        AleatorError: bad data or options, or a model is there already.
+    """
+    if (output / "model.json").exists() and not overwrite:
+        raise AleatorError(f"{output} holds a model; choose another folder or --overwrite")
+    config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
+    frames = read_frames(data, config.classes, config.void, height=config.rows)
+    say(f"{len(frames)} frames of {frames.images.shape[2]}x{frames.images.shape[1]} pixels")
+    if config.held_out:
+        frames = frames.without(config.held_out)
+        say(f"{len(frames)} frames are without {config.held_out}")
+    torch.manual_seed(seed)
+    model = initial_model(frames, config, start, weights)
+    count = sum(p.numel() for p in model.parameters())
+    say(f"{config.segmenter.arch}, {config.segmenter.encoder}: {count:,} parameters")
+    work = output / "training"
+    kept = kept_generator(start, config.negatives, seed) if start is not None else None
+    source, generator = kept or make_source(
+        *(config.negatives, frames, work / "generator"),
+        seed=seed,
+        resume=resume,
+        device=device,
+        say=say,
+    )
+    exposure = Exposure(
+        *(model, make_mixer(config.negatives, source, frames), config.loss, config.augment),
+        class_weights=class_weights(frames, config.loss.class_power),
+        bfloat16=config.fit.precision == "bf16-mixed",
+    )
+    fitted = fit(
+        exposure,
+        make_batches(frames, config.augment, config.fit.batch_size),
+        config.fit,
+        folder=work,
+        resume=resume,
+        device=device,
+        job={"data": frames.fingerprint(), "config": _what(config)},
+    )
+    trained = fitted.model
+    assert isinstance(trained, Exposure)
+    model = trained.model.eval()
+    if isinstance(trained.mixer.source, JointFlow):
+        generator = trained.mixer.source.flow
+    val = validation or data / "val"
+    scores: dict[str, float] = {}
+    if (val / "images").is_dir():
+        unseen = read_frames(val, config.classes, config.void, height=config.rows)
+        found = frames_miou(model, unseen.without_ids(config.held_out))
+        if found is not None:
+            scores = {"closed_miou": found}
+            say(f"closed mIoU on {val.name}: {found:.3f}")
+    card = make_card(model, frames, config, fitted.steps, fitted.seconds / 60, scores)
+    saved = model.save(
+        output,
+        card=card,
+        data_fingerprint=frames.fingerprint(),
+        more=generator_tensors(generator),
+        notes=config.to_dict(),
+    )
+    write_card(output / "card.md", card)
+    shutil.copy(work / "metrics.jsonl", output / "metrics.jsonl")
+    shutil.rmtree(work)
+    say(f"{output}: model {saved.fingerprint}, {fitted.steps} steps")
+    return model
+
+
+def _what(config: Config) -> dict[str, Any]:
+    """What must not change when a run is resumed; `fit` looks after its own options."""
+    return {name: value for name, value in config.to_dict().items() if name != "fit"}
+
+
+def initial_model(
+    frames: Frames, config: Config, start: Path | None, weights: Path | None
+) -> AnomalyModel:
+    """A fresh network, one with the user's weights, or a trained one to go on from.
+
+    Raises:
+        AleatorError: weights that do not fit, or a model of other classes.
+    """
+    if start is not None:
+        model = load(start)
+        if model.classes != frames.classes or model.void != frames.void:
+            raise AleatorError(
+                f"{start}: a model of the classes {', '.join(model.classes)}, but the data have "
+                f"{', '.join(frames.classes)}"
+            )
+        return model.train()
+    pixels = frames.images.reshape(-1, 3)[:: max(1, frames.images.size // 3_000_000)] / 255.0
+    made = ModelConfig(
+        classes=frames.classes,
+        void=frames.void,
+        segmenter=config.segmenter,
+        mean=tuple(round(float(v), 3) for v in pixels.mean(0)),  # type: ignore[arg-type]
+        std=tuple(round(float(v), 3) for v in pixels.std(0)),  # type: ignore[arg-type]
+        longer_side=int(max(frames.images.shape[1:3])),
+    )
+    model = channels_last(AnomalyModel(made))
+    if weights is not None:
+        _put_in(model, weights)
+    return model
+
+
+def _put_in(model: AnomalyModel, path: Path) -> None:
+    tensors = read_weights(path)
+    network = model.segmenter
+    whole = any(name.startswith("encoder.") for name in tensors)
+    target = network if whole else network.encoder
+    assert isinstance(target, torch.nn.Module)
+    own = target.state_dict()
+    fitting = {n: v for n, v in tensors.items() if n in own and v.shape == own[n].shape}
+    if len(fitting) < 0.8 * len(own):
+        raise AleatorError(
+            f"{path}: only {len(fitting)} of the {len(own)} tensors of the network are in it; "
+            "give --arch and --encoder of the network that they are from"
+        )
+    target.load_state_dict(fitting, strict=False)
+
+
+def make_batches(frames: Frames, augment: AugmentConfig, batch_size: int) -> Batches:
+    """Random crops of random frames: a function of the step's generator alone."""
+
+    def batches(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen = torch.randint(len(frames), (batch_size,), generator=generator)
+        images, labels = crops(frames, chosen, augment, generator)
+        return images, {"label": labels}
+
+    return batches
+
+
+def class_weights(frames: Frames, power: float) -> Tensor | None:
+    """(K,) share^-power, with mean 1 over pixels; None for power 0."""
+    if not power:
+        return None
+    shares = np.maximum(frames.shares, 1e-4)
+    weights = shares**-power
+    return torch.tensor(weights / (weights * frames.shares).sum(), dtype=torch.float32)
+
+
+def make_card(
+    model: AnomalyModel,
+    frames: Frames,
+    config: Config,
+    steps: int,
+    minutes: float,
+    scores: dict[str, float],
+) -> dict[str, Any]:
+    """Facts for the model card."""
+    kind = config.negatives.kind
+    return {
+        "title": "Unexpected objects in road images",
+        "summary": f"{config.segmenter.arch} with {config.segmenter.encoder}, from scratch, "
+        f"negatives: {kind}.",
+        "data": f"{len(frames)} frames of {frames.images.shape[2]}x{frames.images.shape[1]}, "
+        f"classes {', '.join(frames.classes)}",
+        "split": "all frames of the training folder"
+        + (f" without {config.held_out}" if config.held_out else ""),
+        "seed": config.fit.seed,
+        "hardware": hardware(),
+        "minutes": round(minutes, 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": steps,
+        "negatives": kind,
+        "scores": [{name: round(value, 4) for name, value in scores.items()}] if scores else [],
+        "limits": "It knows the streets, the camera and the light that it was trained on: on "
+        "other roads much of the known scores high, too. Thresholds need a calibration on "
+        "pictures of the user's own.",
+        "command": command_line(),
+    }

@@ -1,0 +1,325 @@
+"""Does training on simulated anomalies help? One network, equal steps, every kind of negatives.
+
+    python benchmarks/driving.py DATA [--models FOLDER] [--rows none,flow,...] [--sets NAME,...]
+                                 [--steps 120] [--seeds 0] [--train-only] [--out FOLDER]
+
+DATA holds `camvid/`, `static_val/`, `road_anomaly21_val/`, `road_obstacle21_val/`,
+`fishyscapes_static_val/` and `coco_cutouts/` (docs/driving.md says where they come from). A base
+model is trained from scratch on camvid/train without negatives (recipes/driving.json); every row
+then goes on from it for the same number of steps, the row without negatives, too. Whatever is in
+FOLDER already is not made again: a run that was stopped goes on where it was. Everything but the
+training uses the sets for nothing but scoring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.anomaly_driving.bootstrap import Difference, FrameCounts, intervals
+from apps.anomaly_driving.closed import frames_miou
+from apps.anomaly_driving.config import Config, read_config
+from apps.anomaly_driving.data import Driving, open_data
+from apps.anomaly_driving.frames import Frames, read_frames
+from apps.anomaly_driving.model import CAMVID, load
+from apps.anomaly_driving.network import Network, Scorer, open_network
+from apps.anomaly_driving.pixel_metrics import PixelCounts, frame_counts
+from apps.anomaly_driving.scores import DEFAULT, resolve
+from apps.anomaly_driving.seam import seam_auroc
+from apps.anomaly_driving.textures import write_textures
+from apps.anomaly_driving.train import train
+from core.progress import progress_bar
+from core.random import keyed_generator
+from core.report import Row, Table, replacing, report, write_results, write_text
+
+HERE = Path(__file__).parent
+ROWS = {
+    "none": "no negatives",
+    "textures": "paste: noise textures",
+    "vae": "VAE",
+    "flow": "flow, joint",
+    "diffusion": "diffusion",
+    "flow_matching": "flow matching",
+    "cutouts": "paste: real objects",
+}
+SETS = {
+    "static_val": "static_val",
+    "ra21": "road_anomaly21_val",
+    "ro21": "road_obstacle21_val",
+    "fs_static": "fishyscapes_static_val",
+}
+PLAIN = tuple(name for name in DEFAULT if name not in ("d_out", "hybrid"))
+"""Scores that make sense without an outlier head that was trained."""
+SEAM = ("max_logit", "jsd", "d_out")
+VAL_ROWS, VAL_EVERY = 240, 3
+"""Height at which, and which of the frames on which, the known classes are judged."""
+KNOWN = f"known_{VAL_ROWS}.json"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one score says of a set: enough for every pixel metric and for the bootstrap.
+
+    Attributes:
+        pooled: (2, bins) pixels at every float16 score.
+        frames: (N, 2, cells) the same by frame, coarser.
+    """
+
+    pooled: np.ndarray
+    frames: np.ndarray
+
+    def array(self) -> np.ndarray:
+        return self.frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def metrics(self) -> dict[str, float]:
+        pixels = PixelCounts()
+        pixels.counts = self.pooled
+        return pixels.curve().metrics()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train what is missing, score, and write driving.md and driving.json."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("data", type=Path, help="folder with the data sets")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="trained or to train")
+    parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated; default: all")
+    parser.add_argument("--sets", default=",".join(SETS), help="comma-separated; default: all")
+    parser.add_argument("--steps", type=int, default=120, help="of every row, after the base")
+    parser.add_argument("--seeds", default="0", help="comma-separated, of every row")
+    parser.add_argument("--longer-side", type=int, default=None, help="pixels that are scored")
+    parser.add_argument("--train-only", action="store_true")
+    parser.add_argument("--as-is", action="store_true", help="tables of what is there already")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args(arguments)
+    rows = {name: ROWS[name] for name in options.rows.split(",")}
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    for seed in [] if options.as_is else seeds:
+        for name in rows:
+            train_row(name, seed, options.data, options.models, options.steps)
+    if options.train_only:
+        return
+    there = rows if not options.as_is else known_rows(rows, seeds, options)
+    tables: list[Table] = [closed_table(there, seeds, options)]
+    for name in options.sets.split(","):
+        folder = SETS[name]
+        there = {
+            row: title
+            for row, title in rows.items()
+            if not options.as_is
+            or all(counts_file(row, seed, folder, options).exists() for seed in seeds)
+        }
+        found = {
+            (row, seed): counts(row, seed, folder, options) for row in there for seed in seeds
+        }
+        tables += set_tables(folder, there, seeds, found)
+    results = write_results(options.out / "driving.json", tables)
+    write_text(options.out / "driving.md", report(results, "Simulated anomalies: does it help?"))
+    for table in tables:
+        table.print()
+
+
+def train_row(name: str, seed: int, data: Path, models: Path, steps: int) -> Path:
+    """The model of a row, trained if it is not there."""
+    base, folder = models / "base", model_folder(models, name, seed, steps)
+    if not (base / "model.json").exists():
+        config = read_config(HERE / "recipes" / "driving.json")
+        train(data / "camvid" / "train", base, config, resume=True, say=say)
+    if not (folder / "model.json").exists():
+        say(f"{ROWS[name]}, seed {seed}, {steps} steps")
+        config = row_config(name, data, models, steps)
+        train(
+            data / "camvid" / "train", folder, config, seed=seed, start=base, resume=True, say=say
+        )
+    return folder
+
+
+def row_config(name: str, data: Path, models: Path, steps: int) -> Config:
+    """The recipe of a row: everything but the negatives is the same in all."""
+    negatives: dict[str, Any] = {"kind": name}
+    if name == "textures":
+        negatives = {"kind": "paste", "folder": str(write_textures(models / "textures"))}
+    if name == "cutouts":
+        negatives = {"kind": "paste", "folder": str(data / "coco_cutouts" / "nc")}
+    recipe = json.loads((HERE / "recipes" / "driving_rows.json").read_text())
+    return read_config(
+        HERE / "recipes" / "driving.json",
+        recipe,
+        {"negatives": negatives, "fit": {"steps": steps}},
+    )
+
+
+def model_folder(models: Path, name: str, seed: int, steps: int) -> Path:
+    return models / f"{name}_{steps}_{seed}"
+
+
+def counts(row: str, seed: int, folder: str, options: argparse.Namespace) -> dict[str, Counts]:
+    """Every score of a model on a set, from the cache beside the model if it is there."""
+    model = model_folder(options.models, row, seed, options.steps)
+    kept = counts_file(row, seed, folder, options)
+    if not kept.exists():
+        network = open_network(model, longer_side=options.longer_side)
+        found = score_set(network, open_data(options.data / folder))
+        arrays = {f"{n}/{part}": v for n, c in found.items() for part, v in vars(c).items()}
+        with replacing(kept) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    with np.load(kept) as stored:
+        return {n: Counts(stored[f"{n}/pooled"], stored[f"{n}/frames"]) for n in DEFAULT}
+
+
+def counts_file(row: str, seed: int, folder: str, options: argparse.Namespace) -> Path:
+    """Where the counts of a model on a set are kept."""
+    model = model_folder(options.models, row, seed, options.steps)
+    return model / f"counts_{folder}_{options.longer_side or 'own'}.npz"
+
+
+def known_rows(
+    rows: dict[str, str], seeds: list[int], options: argparse.Namespace
+) -> dict[str, str]:
+    """The rows whose quality on the known has been found for every seed."""
+    return {
+        row: title
+        for row, title in rows.items()
+        if all(
+            (model_folder(options.models, row, s, options.steps) / KNOWN).exists() for s in seeds
+        )
+    }
+
+
+def score_set(network: Network, data: Driving) -> dict[str, Counts]:
+    """One pass over a set."""
+    scorer = Scorer(network, DEFAULT)
+    pooled = {name: PixelCounts() for name in DEFAULT}
+    frames = {name: FrameCounts() for name in DEFAULT}
+    with progress_bar(len(data), "frames") as advance:
+        for sample in data.labelled().samples():
+            assert sample.anomaly is not None
+            for name, score in scorer(sample.image, sample.frame.image).scores.items():
+                found = frame_counts(score, sample.anomaly)
+                pooled[name].add(found)
+                frames[name].add(found)
+            advance(1)
+    return {name: Counts(pooled[name].counts, frames[name].array()) for name in DEFAULT}
+
+
+def closed_table(rows: dict[str, str], seeds: list[int], options: argparse.Namespace) -> Table:
+    """Closed mIoU on camvid/val, and the seam test on camvid/val, of every row."""
+    frames = read_frames(options.data / "camvid" / "val", CAMVID, 11, height=VAL_ROWS)
+    frames = frames.every(VAL_EVERY)
+    lines: list[Row] = []
+    for name, title in {"base": "base, before the rows", **rows}.items():
+        folders = [options.models / name] if name == "base" else []
+        folders = folders or [model_folder(options.models, name, s, options.steps) for s in seeds]
+        found = [known_quality(folder, frames) for folder in folders]
+        means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+        lines.append({"negatives": title, **means, **spread([row["miou"] for row in found])})
+    columns = {
+        "negatives": "negatives",
+        "miou": "closed mIoU, %",
+        "range": "range",
+        **{f"seam_{score}": f"seam AuROC, {score}" for score in SEAM},
+    }
+    title = (
+        f"camvid/val, every {VAL_EVERY}rd frame at {VAL_ROWS} rows: known classes, and "
+        f"known parts pasted as negatives are (0.5: not noticed); "
+        f"{options.steps} steps after the base, seeds {seeds}"
+    )
+    formats = {"miou": ".1f", **dict.fromkeys([f"seam_{score}" for score in SEAM], ".2f")}
+    return Table(lines, columns, formats, {}, title)
+
+
+def known_quality(folder: Path, frames: Frames) -> dict[str, float]:
+    """What a model makes of the known, from the cache beside it if it is there."""
+    kept = folder / KNOWN
+    if not kept.exists():
+        model = load(folder)
+        functions = [resolve(score, {}) for score in SEAM]
+        seams = seam_auroc(model, frames, functions)
+        found = {"miou": 100 * (frames_miou(model, frames) or 0.0)}
+        found |= {f"seam_{score}": value for score, value in zip(SEAM, seams, strict=True)}
+        write_text(kept, json.dumps(found))
+    return json.loads(kept.read_text())
+
+
+def spread(values: list[float]) -> dict[str, str]:
+    return {"range": f"{min(values):.1f} to {max(values):.1f}"} if len(values) > 1 else {}
+
+
+def set_tables(
+    folder: str,
+    rows: dict[str, str],
+    seeds: list[int],
+    found: dict[tuple[str, int], dict[str, Counts]],
+) -> list[Table]:
+    """AP, FPR95 and AuROC of every row and score, and the gain over no negatives."""
+    tables = []
+    for metric, heading, best in (
+        ("ap", "AP", "max"),
+        ("fpr95", "FPR95", "min"),
+        ("auroc", "AuROC", "max"),
+    ):
+        lines: list[Row] = []
+        for name, title in rows.items():
+            line: dict[str, Any] = {"negatives": title}
+            for score in PLAIN if name == "none" else DEFAULT:
+                values = [100 * found[name, seed][score].metrics()[metric] for seed in seeds]
+                line[score] = float(np.mean(values))
+            lines.append(line)
+        heads = {"negatives": "negatives", **{name: name for name in DEFAULT}}
+        formats = dict.fromkeys(DEFAULT, ".1f")
+        title = f"{folder}: {heading} in %, trained on camvid/train alone"
+        tables.append(Table(lines, heads, formats, dict.fromkeys(DEFAULT, best), title))
+    if "none" in rows and len(rows) > 1:
+        tables.append(gain_table(folder, rows, seeds, found))
+    return tables
+
+
+def gain_table(
+    folder: str,
+    rows: dict[str, str],
+    seeds: list[int],
+    found: dict[tuple[str, int], dict[str, Counts]],
+) -> Table:
+    """AP less that of the row without negatives, the same score, frames drawn in pairs."""
+    lines: list[Row] = []
+    for name, title in rows.items():
+        if name == "none":
+            continue
+        line: dict[str, Any] = {"negatives": title}
+        for score in PLAIN:
+            pair = {"none": found["none", seeds[0]][score], name: found[name, seeds[0]][score]}
+            line[score] = interval(
+                intervals(
+                    pair,  # type: ignore[arg-type]
+                    "ap",
+                    against="none",
+                    generator=keyed_generator(0, 0),
+                )[name]
+            )
+        lines.append(line)
+    heads = {"negatives": "negatives", **{name: name for name in PLAIN}}
+    title = (
+        f"{folder}: AP gained over no negatives, percentage points, with 90 % intervals of a "
+        f"paired bootstrap over frames; seed {seeds[0]}"
+    )
+    return Table(lines, heads, {}, {}, title)
+
+
+def interval(found: Difference) -> str:
+    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def say(line: object) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

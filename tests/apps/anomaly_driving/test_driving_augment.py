@@ -1,0 +1,86 @@
+"""Crops keep labels on their pixels; light is a function of the stream and passes gradients."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from apps.anomaly_driving.augment import AugmentConfig, blurred, crops, relight
+from apps.anomaly_driving.frames import Frames
+from core.errors import AleatorError
+
+SMALL = AugmentConfig(height=48, width=64)
+
+
+def stream(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """Pictures of constant blocks whose grey value is 20 times the class."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 11, (3, 5, 6), np.uint8).repeat(16, 1).repeat(16, 2)
+    images = np.repeat((20 * labels)[..., None], 3, 3)
+    return Frames(images, labels, ("a", "b", "c"), tuple("abcdefghijk"), 11)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_labels_stay_on_their_pixels(frames, seed):
+    images, labels = crops(frames, torch.tensor([0, 1, 2]), SMALL, stream(seed))
+    assert images.shape == (3, 3, 48, 64)
+    said = (images[:, 0] * 255 / 20).round().long()
+    known = labels != 11
+    assert (said == labels)[known].float().mean() > 0.8  # but for block borders
+
+
+def test_void_beyond_the_frame(frames):
+    wide = dataclasses.replace(SMALL, scale=(0.2, 0.2), aspect=0.0, flip=0.0)
+    _, labels = crops(frames, torch.tensor([0]), wide, stream())
+    assert labels.shape == (1, 48, 64)
+    assert (labels[0, 16:] == 11).all()  # 80 rows shrink to 16
+    assert (labels[0, :16, :19] != 11).all()
+
+
+def test_crops_are_a_function_of_the_stream(frames):
+    index = torch.tensor([0, 1])
+    one, two, other = (crops(frames, index, SMALL, stream(s))[0] for s in (1, 1, 2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_light_is_a_function_of_the_stream_and_stays_in_range():
+    x = torch.rand(2, 3, 16, 16, generator=stream())
+    one, two = (relight(x, AugmentConfig(), stream(4)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert 0 <= one.min()
+    assert one.max() <= 1
+    assert not torch.equal(one, x)
+
+
+def test_no_light_no_blur_no_noise_changes_nothing():
+    x = torch.rand(2, 3, 16, 16, generator=stream())
+    off = AugmentConfig(light=0.0, blur=0.0, noise=0.0)
+    assert torch.equal(relight(x, off, stream()), x)
+
+
+def test_light_passes_gradients():
+    x = (0.3 + 0.4 * torch.rand(2, 3, 16, 16, generator=stream())).requires_grad_()
+    relight(x, AugmentConfig(), stream(1)).square().sum().backward()
+    assert (x.grad != 0).float().mean() > 0.5
+
+
+@pytest.mark.exact
+def test_blur_is_scipys_gaussian():
+    x = torch.rand(1, 2, 20, 24, generator=stream(), dtype=torch.float64)
+    for channel in range(2):
+        expected = gaussian_filter(x[0, channel].numpy(), 1.2, mode="mirror", radius=3)
+        np.testing.assert_allclose(blurred(x, 1.2)[0, channel].numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("changes", [{"height": 16}, {"scale": (0.0, 1.0)}, {"scale": (2.0, 1.0)}])
+def test_bad_options(changes):
+    with pytest.raises(AleatorError):
+        AugmentConfig(**changes)

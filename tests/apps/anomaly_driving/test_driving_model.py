@@ -1,0 +1,86 @@
+"""The contract of a model: any size in, logits and features out, the same after a checkpoint."""
+
+import json
+
+import pytest
+import torch
+
+from apps.anomaly_driving.model import AnomalyModel, ModelConfig, load, save
+from apps.anomaly_driving.segmenter import SegmenterConfig
+from core.errors import AleatorError, CheckpointError
+
+CLASSES = ("road", "sky", "car")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = ModelConfig(CLASSES, 255, SegmenterConfig(encoder="tu-resnet10t"))
+    return AnomalyModel(config).eval()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (61, 97), (32, 33)])
+def test_any_size(model, size):
+    with torch.no_grad():
+        found = model(torch.rand(2, 3, *size))
+    assert found.logits.shape == (2, 3, *size)
+    assert found.d_out.shape == (2, *size)
+    assert found.features.shape[0] == 2
+    assert found.features.shape[2:] == (-(-size[0] // 4), -(-size[1] // 4))
+
+
+def test_decoders_that_end_at_another_stride():
+    config = ModelConfig(CLASSES, 255, SegmenterConfig("fpn", "tu-resnet10t", 4))
+    with torch.no_grad():
+        assert AnomalyModel(config).eval()(torch.rand(1, 3, 64, 96)).logits.shape[2:] == (64, 96)
+
+
+def test_is_the_network_on_standardised_pixels(model):
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        plain = model.segmenter((x - model.mean) / model.std)
+        found = model(x)
+    torch.testing.assert_close(found.logits, plain[:, :3])
+    torch.testing.assert_close(found.d_out, plain[:, 3])
+
+
+def test_checkpoint_gives_the_same_outputs(model, tmp_path):
+    save(model, tmp_path, card={"data": "none"})
+    again = load(tmp_path)
+    x = torch.rand(1, 3, 40, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x).logits, model(x).logits)
+    assert again.classes == CLASSES
+    assert again.void == 255
+    assert again.fingerprint
+    assert again.card == {"data": "none"}
+
+
+def test_half_precision_halves_the_file_and_hardly_moves_the_logits(model, tmp_path):
+    save(model, tmp_path / "full")
+    save(model, tmp_path / "half", half=True)
+    sizes = [(tmp_path / kind / "model.safetensors").stat().st_size for kind in ("full", "half")]
+    assert sizes[1] < 0.55 * sizes[0]
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        full, half = load(tmp_path / "full")(x).logits, load(tmp_path / "half")(x).logits
+    assert (full - half).abs().max() < 0.02 * full.std()
+
+
+def test_void_must_not_be_a_class():
+    with pytest.raises(AleatorError, match="void id 1 is also the id of sky"):
+        ModelConfig(CLASSES, 1)
+
+
+def test_wrong_shape(model):
+    with pytest.raises(AleatorError, match="is needed"):
+        model(torch.rand(3, 64, 64))
+
+
+def test_weights_of_another_network(model, tmp_path):
+    save(model, tmp_path)
+    meta = json.loads((tmp_path / "model.json").read_text())
+    meta["config"]["segmenter"]["encoder"] = "tu-resnet18"
+    (tmp_path / "model.json").write_text(json.dumps(meta))
+    with pytest.raises(CheckpointError):
+        load(tmp_path)

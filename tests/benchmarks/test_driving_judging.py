@@ -1,0 +1,81 @@
+"""The benchmarks of the evaluator, of speed and of thresholds measure what they say."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from apps.anomaly_driving.model import Outputs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Import a module of the benchmarks by name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_the_evaluator_is_compared_on_the_same_pixels(bench):
+    module = bench("driving_evaluator")
+    rows, count = module.compared(20_000, (40, 60))
+    assert count == 8
+    streamed, of_stored, exact, reference = rows
+    for name in ("ap", "fpr95", "auroc"):
+        assert streamed[name] == pytest.approx(of_stored[name], abs=1e-9)
+        assert exact[name] == pytest.approx(reference[name], abs=1e-9)
+        assert streamed[name] == pytest.approx(reference[name], abs=0.1)
+    found = module.stream(8, (40, 60))
+    assert found["ap"] == pytest.approx(streamed["ap"])
+    assert found["low"] < found["ap"] < found["high"]
+
+
+def test_frames_are_a_function_of_their_index(bench):
+    module = bench("driving_evaluator")
+    score, label = module.frame(3, (40, 60))
+    again = module.frame(3, (40, 60))
+    assert (score == again[0]).all()
+    assert (label == again[1]).all()
+    assert set(np.unique(label)) == {0, 1, 255}
+    assert 1 not in module.frame(4, (40, 60))[1]
+
+
+def test_a_score_costs_its_time_on_top_of_the_network(bench):
+    module = bench("driving_speed")
+
+    def network(x):
+        torch.linalg.matrix_power(torch.eye(300), 40)
+        return Outputs(torch.rand(1, 5, *x.shape[2:]), torch.rand(1, *x.shape[2:]), torch.rand(1))
+
+    found = module.measure(network, ("energy", "hybrid"), (64, 64), 3)
+    assert set(found) == {"plain", "energy", "hybrid"}
+    assert all(found[name] > found["plain"] > 0 for name in ("energy", "hybrid"))
+
+
+def test_halves_are_halves_and_a_drive_is_cut_where_it_goes_round(bench):
+    module = bench("driving_thresholds")
+    for way in ("random halves", "the drive cut in two"):
+        first, second = module.halves(21, way, 4)
+        assert sorted([*first, *second]) == list(range(21))
+        assert (len(first), len(second)) == (10, 11)
+    assert ((np.diff(first) == 1) | (np.diff(first) == -20)).all()
+
+
+def test_coverage_of_exchangeable_frames_is_near_nominal(bench):
+    from apps.anomaly_driving.pixel_metrics import frame_counts
+
+    module = bench("driving_thresholds")
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(80):
+        score = (rng.standard_normal((1, 500)) + 0.4 * rng.standard_normal()).astype(np.float16)
+        counts = frame_counts(score, np.zeros((1, 500), np.uint8))
+        ranks = np.flatnonzero(counts.any(0))
+        frames.append((ranks, counts[:, ranks]))
+    found = module.coverage(frames, "random halves", "fpr", 0.05, 10)
+    assert found["mean"] == pytest.approx(5, abs=1)
+    assert found["drives"] >= 60  # nominal 90, ten splits of the same frames
+    assert found["frames"] == pytest.approx(92, abs=7)
