@@ -1,0 +1,1 @@
+"""Collider simulation: learned showers and jets, and the inference of theory parameters."""
