@@ -1,0 +1,103 @@
+"""`python -m pipelines.hep_infer`: theory parameters from events, and reconstructed jets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines._door import door, friendly, overrides, say
+
+app = door(
+    "Infer theory parameters from sets of collider events, and simulate reconstructed jets.\n\n"
+    "Try it: `python -m pipelines.hep_infer infer` infers three Pythia parameters from bundled "
+    "events with bundled weights."
+)
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override one option; repeatable."),
+]
+
+
+@app.command()
+@friendly
+def infer(
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="[X.hdf5]", help="x (sets, events, observables); the sample if none."),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="POSTERIOR.nc.")] = Path(
+        "posterior.nc"
+    ),
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Folder of train-inference; else bundled.")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Draws a set.")] = 1000,
+    events: Annotated[
+        int | None, typer.Option(help="Use only the first so many events of each set.")
+    ] = None,
+    seed: Seed = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse sets unlike the training simulations.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Posterior of the parameters given sets of independent events, any number a set."""
+    from apps.hep_simulation.inference.infer import Request, run
+
+    request = Request(
+        source=source,
+        output=output,
+        model=model,
+        draws=samples,
+        events=events,
+        seed=seed,
+        strict=strict,
+        overwrite=overwrite,
+    )
+    run(request, say=say).print()
+
+
+@app.command("train-inference")
+@friendly
+def train_inference(
+    source: Annotated[
+        Path, typer.Argument(metavar="SIMULATIONS.hdf5", help="theta, x and the prior's bounds.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model.")],
+    method: Annotated[
+        str, typer.Option(help="npe: posterior of sets; nle: likelihood of events.")
+    ] = "npe",
+    settings: Settings = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Learn to infer from simulations: an ensemble, calibrated on parameters left out."""
+    from apps.hep_simulation.inference.train import Request, run
+    from core.report import Table
+
+    request = Request(
+        source=source,
+        output=output,
+        method=method,
+        settings=overrides(settings or []),
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        device=device,
+    )
+    rows = run(request, say=say).card["scores"]
+    if rows:
+        Table(rows, {key: key for key in rows[0]}, dict.fromkeys(rows[0], ".3f") | {"events": "d"}).print()
+
+
+if __name__ == "__main__":
+    app()
