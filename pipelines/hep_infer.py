@@ -99,5 +99,66 @@ def train_inference(
         Table(rows, {key: key for key in rows[0]}, dict.fromkeys(rows[0], ".3f") | {"events": "d"}).print()
 
 
+@app.command("train-objects")
+@friendly
+def train_objects(
+    source: Annotated[
+        Path, typer.Argument(metavar="EVENTS.root", help="GenJet_* and Jet_* (ROOT or Parquet).")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model.")],
+    settings: Settings = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Learn reconstructed jets given generator-level ones: response, efficiency and fakes."""
+    from apps.hep_simulation.jets.train import Request, run
+
+    request = Request(
+        source=source,
+        output=output,
+        settings=overrides(settings or []),
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        device=device,
+    )
+    run(request, say=say)
+
+
+@app.command("simulate-objects")
+@friendly
+def simulate_objects(
+    source: Annotated[
+        Path, typer.Argument(metavar="GEN.root", help="Events with GenJet_* (ROOT or Parquet).")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.root or OUT.parquet.")],
+    model: Annotated[Path, typer.Option("--model", help="Folder of train-objects.")],
+    events: Annotated[int | None, typer.Option(help="Only the first so many events.")] = None,
+    seed: Seed = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse jets outside the training conditions.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Reconstruct events: same branches out as in, with Jet_* drawn from the model.
+
+    A run that is stopped continues where it was when the same command is given again.
+    """
+    from apps.hep_simulation.jets.simulate import Request, run
+
+    request = Request(
+        source=source,
+        output=output,
+        model=model,
+        seed=seed,
+        events=events,
+        strict=strict,
+        overwrite=overwrite,
+    )
+    run(request, say=say)
+
+
 if __name__ == "__main__":
     app()

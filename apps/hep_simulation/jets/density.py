@@ -8,7 +8,8 @@ r"""A proper density of a reconstructed object: pattern, count and continuous va
     v   kinematics and sticks, each a mixture of Gaussians; a value that the pattern or the count
         fixes (mass of a single massless constituent, share of an absent component) has no density
 
-Every factor has a small perceptron of its own, so that a draw costs a few matrix products. Draws
+Every factor has a small perceptron of its own, so that a draw costs a few matrix products; inside,
+features come first and the batch last, which is how sums over a few components are fast. Draws
 are functions of uniform numbers, hence of (seed, event) alone.
 References: Bishop (1994) "Mixture density networks"; Salimans et al. (2017) arXiv:1701.05517
 (discretised logistics); Uria et al. (2013) arXiv:1306.0186 (RNADE).
@@ -16,6 +17,7 @@ References: Bishop (1994) "Mixture density networks"; Salimans et al. (2017) arX
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +34,8 @@ from core.random import Generators, rand
 _LEAST_SCALE = 1e-3
 """Of a Gaussian, in units of the value's deviation: no spike on a repeated value."""
 _LARGEST = 1 - 2.0**-24
+_MIDDLE = 2.5
+"""About the mean of ln n, so that the networks put out numbers near 0."""
 
 
 class MixedDensity(GenerativeModel):
@@ -84,11 +88,11 @@ class MixedDensity(GenerativeModel):
         self.register_buffer("rules", torch.stack([rules & ~two, rules]))
         self.register_buffer("least", torch.as_tensor(least))
         patterns = len(least)
-        self.pattern = _perceptron(context_dim, width, patterns)
-        self.count = _perceptron(context_dim + patterns, width, 3 * count_mixtures)
+        self.pattern = Perceptron(context_dim, width, patterns)
+        self.count = Perceptron(context_dim + patterns, width, 3 * count_mixtures)
         known = context_dim + patterns + 2
         self.nets = nn.ModuleList(
-            _perceptron(known + 2 * j, width, 3 * mixtures) for j in range(self.values)
+            Perceptron(known + 2 * j, width, 3 * mixtures) for j in range(self.values)
         )
 
     def active(self, pattern: Tensor, count: Tensor) -> Tensor:
@@ -111,44 +115,39 @@ class MixedDensity(GenerativeModel):
 
     def _parts(self, x: Tensor, context: Context) -> dict[str, Tensor]:
         check_examples(x, self.event_shape, context)
-        c = _vector(context, self.context_shape)
+        c = _vector(context, self.context_shape).T
         pattern, count = x[:, 0].long(), x[:, 1]
         if ((pattern < 0) | (pattern >= len(self.least))).any():
             raise AleatorError(f"patterns must be in 0..{len(self.least) - 1}")
         if (count < self.least[pattern]).any() or (count != count.round()).any():
             raise AleatorError("counts must be whole numbers, no fewer than the pattern needs")
-        free, v = self.active(pattern, count), x[:, 2:]
-        onehot = F.one_hot(pattern, len(self.least)).to(c)
-        known = torch.cat([c, onehot], 1)
+        free, v = self.active(pattern, count).T, x[:, 2:].T
+        known = torch.cat([c, self._onehot(pattern, c)])
         parts = {
-            "pattern": _pick(self.pattern(c).log_softmax(1), pattern),
+            "pattern": self.pattern(c).log_softmax(0).gather(0, pattern[None])[0],
             "count": self._count_log_prob(self.count(known), pattern, count),
         }
-        seen, total = self._start(known, count), torch.zeros_like(count)
+        seen, total = _start(known, count), torch.zeros_like(count)
         for j, net in enumerate(self.nets):
-            log_p = _mixture_log_prob(net(seen), v[:, j])
-            total = total + torch.where(free[:, j], log_p, 0.0)
-            seen = _seen(seen, v[:, j], free[:, j])
+            log_p = _mixture_log_prob(net(seen), v[j])
+            total = total + torch.where(free[j], log_p, 0.0)
+            seen = _seen(seen, v[j], free[j])
         parts["values"] = total
         return parts
 
-    @staticmethod
-    def _start(known: Tensor, count: Tensor) -> Tensor:
-        return torch.cat([known, (count.log() - 2.5)[:, None], (count == 1)[:, None].to(known)], 1)
+    def _onehot(self, pattern: Tensor, like: Tensor) -> Tensor:
+        return (pattern == torch.arange(len(self.least), device=pattern.device)[:, None]).to(like)
 
     def _count_log_prob(self, raw: Tensor, pattern: Tensor, count: Tensor) -> Tensor:
-        weight, mean, scale = self._logistics(raw)
-        low, high = (torch.log(count - 0.5)[:, None], torch.log(count + 0.5)[:, None])
-        cut = torch.log((self.least[pattern] - 0.5).clamp(min=1e-6))[:, None]
-        a, b, c = ((edge - mean) / scale for edge in (low, high, cut))
+        weight, mean, scale = _logistics(raw)
+        cut = torch.log((self.least[pattern] - 0.5).clamp(min=1e-6))
+        a, b, c = (
+            (edge - mean) / scale for edge in (torch.log(count - 0.5), torch.log(count + 0.5), cut)
+        )
         # σ(b) - σ(a) = σ(b) σ(-a) (1 - exp(a - b)): no cancellation in either tail
         gap = torch.log(-torch.expm1((a - b).clamp(max=-1e-6)))
         inside = F.logsigmoid(b) + F.logsigmoid(-a) + gap
-        return (weight + inside).logsumexp(1) - (weight + F.logsigmoid(-c)).logsumexp(1)
-
-    def _logistics(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight, mean, scale = raw.chunk(3, 1)
-        return weight.log_softmax(1), mean + 2.5, F.softplus(scale) + 0.02
+        return (weight + inside).logsumexp(0) - (weight + F.logsigmoid(-c)).logsumexp(0)
 
     @torch.no_grad()
     def sample(
@@ -178,80 +177,89 @@ class MixedDensity(GenerativeModel):
     @torch.no_grad()
     def from_uniform(self, u: Tensor, context: Context) -> Tensor:
         """Draws (B, 2 + K) from uniform numbers (B, `uniforms`); fixed values are 0."""
-        c = _vector(context, self.context_shape)
-        pattern = _choose(self.pattern(c).softmax(1), u[:, 0])
-        onehot = F.one_hot(pattern, len(self.least)).to(c)
-        known = torch.cat([c, onehot], 1)
-        count = self._draw_count(self.count(known), pattern, u[:, 1])
-        free = self.active(pattern, count)
-        seen, values = self._start(known, count), []
+        c = _vector(context, self.context_shape).T.contiguous()
+        u = u.T.to(c)
+        pattern = choose(self.pattern(c).softmax(0), u[0])
+        known = torch.cat([c, self._onehot(pattern, c)])
+        count = self._draw_count(self.count(known), pattern, u[1])
+        free = self.active(pattern, count).T
+        seen, values = _start(known, count), []
         for j, net in enumerate(self.nets):
-            v = _mixture_draw(net(seen), u[:, 2 + 2 * j], u[:, 3 + 2 * j])
-            v = torch.where(free[:, j], v, 0.0)
-            values.append(v)
-            seen = _seen(seen, v, free[:, j])
+            v = _mixture_draw(net(seen), u[2 + 2 * j], u[3 + 2 * j])
+            values.append(torch.where(free[j], v, 0.0))
+            seen = _seen(seen, v, free[j])
         return torch.stack([pattern.to(c), count, *values], 1)
 
     def _draw_count(self, raw: Tensor, pattern: Tensor, u: Tensor) -> Tensor:
         """Mixture of logistics above the cut: component by its mass there, then its quantile."""
-        weight, mean, scale = self._logistics(raw)
+        weight, mean, scale = _logistics(raw)
         least = self.least[pattern].to(raw)
-        cut = torch.log((least - 0.5).clamp(min=1e-6))[:, None]
-        mass = (weight + F.logsigmoid((mean - cut) / scale)).softmax(1)
-        edges = mass.cumsum(1)
-        k = (edges < (u * edges[:, -1])[:, None]).sum(1).clamp(max=mass.shape[1] - 1)[:, None]
+        cut = torch.log((least - 0.5).clamp(min=1e-6))
+        mass = (weight + F.logsigmoid((mean - cut) / scale)).softmax(0)
+        k = choose(mass, u)[None]
         # what is left of u within the component is uniform again
-        start = (edges - mass).gather(1, k)[:, 0]
-        rest = ((u * edges[:, -1] - start) / mass.gather(1, k)[:, 0]).clamp(1e-6, 1 - 1e-6)
-        mean, scale = mean.gather(1, k)[:, 0], scale.gather(1, k)[:, 0]
-        above = torch.sigmoid((mean - cut[:, 0]) / scale)
+        edge = mass.cumsum(0).gather(0, k)[0]
+        share = mass.gather(0, k)[0]
+        rest = ((u - edge + share) / share).clamp(1e-6, 1 - 1e-6)
+        mean, scale = mean.gather(0, k)[0], scale.gather(0, k)[0]
+        above = torch.sigmoid((mean - cut) / scale)
         x = mean - scale * torch.logit((above * (1 - rest)).clamp(1e-12, _LARGEST))
         return torch.maximum(x.clamp(max=9.0).exp().round(), least)
 
 
-def _perceptron(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    last = nn.Linear(width, outputs)
-    with torch.no_grad():
-        last.weight.mul_(0.3)
-        # mixtures begin spread out, so that no two components are alike
-        last.bias.uniform_(-1, 1)
-    return nn.Sequential(
-        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last
-    )
+class Perceptron(nn.Module):
+    """Two hidden layers; (inputs, B) -> (outputs, B)."""
+
+    def __init__(self, inputs: int, width: int, outputs: int) -> None:
+        """The last bias begins spread out, so that no two components of a mixture are alike."""
+        super().__init__()
+        sizes = [inputs, width, width, outputs]
+        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+        with torch.no_grad():
+            layers[-1].weight.mul_(0.3)
+            layers[-1].bias.uniform_(-1, 1)
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate."""
+        for i, layer in enumerate(self.layers):
+            x = torch.addmm(layer.bias[:, None], layer.weight, x if i == 0 else x.relu_())  # type: ignore[index, arg-type]
+        return x
+
+
+def _start(known: Tensor, count: Tensor) -> Tensor:
+    return torch.cat([known, (count.log() - _MIDDLE)[None], (count == 1)[None].to(known)])
 
 
 def _seen(seen: Tensor, v: Tensor, free: Tensor) -> Tensor:
-    """What the next perceptron sees: v, and its square as outliers do matter; 0 where fixed."""
-    v = torch.where(free, v, 0.0).clamp(-6, 6)
-    return torch.cat([seen, v[:, None], v.abs()[:, None]], 1)
+    """What the next perceptron sees: v and |v|; 0 where fixed."""
+    v = torch.where(free, v.clamp(-6, 6), 0.0)
+    return torch.cat([seen, v[None], v.abs()[None]])
 
 
-def _gaussians(raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    weight, mean, scale = raw.chunk(3, 1)
-    return weight, mean, F.softplus(scale - 0.5) + _LEAST_SCALE
+def _logistics(raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-weights, means and scales of ln n."""
+    weight, mean, scale = raw.chunk(3)
+    return weight.log_softmax(0), mean + _MIDDLE, F.softplus(scale) + 0.02
 
 
 def _mixture_log_prob(raw: Tensor, v: Tensor) -> Tensor:
-    weight, mean, scale = _gaussians(raw)
-    z = (v[:, None] - mean) / scale
-    log_p = -0.5 * z.square() - scale.log() - 0.5 * math.log(2 * math.pi)
-    return (weight.log_softmax(1) + log_p).logsumexp(1)
+    weight, mean, scale = raw.chunk(3)
+    scale = F.softplus(scale - 0.5) + _LEAST_SCALE
+    log_p = -0.5 * ((v - mean) / scale).square() - scale.log() - 0.5 * math.log(2 * math.pi)
+    return (weight.log_softmax(0) + log_p).logsumexp(0)
 
 
 def _mixture_draw(raw: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    weight, mean, scale = raw.chunk(3, 1)
-    k = _choose(weight.softmax(1), u)[:, None]
-    scale = F.softplus(scale.gather(1, k)[:, 0] - 0.5) + _LEAST_SCALE
-    return mean.gather(1, k)[:, 0] + scale * torch.special.ndtri(v.clamp(1e-7, _LARGEST))
+    weight, mean, scale = raw.chunk(3)
+    k = choose(weight.softmax(0), u)[None]
+    scale = F.softplus(scale.gather(0, k)[0] - 0.5) + _LEAST_SCALE
+    return mean.gather(0, k)[0] + scale * torch.special.ndtri(v.clamp(1e-7, _LARGEST))
 
 
-def _choose(share: Tensor, u: Tensor) -> Tensor:
-    edges = share.cumsum(1)
-    return (edges < (u * edges[:, -1])[:, None]).sum(1).clamp(max=share.shape[1] - 1)
-
-
-def _pick(log_share: Tensor, index: Tensor) -> Tensor:
-    return log_share.gather(1, index[:, None])[:, 0]
+def choose(share: Tensor, u: Tensor) -> Tensor:
+    """Component (B,) of shares (K, B) that a uniform number (B,) falls in."""
+    return (share.cumsum(0)[:-1] <= u).sum(0)
 
 
 def _vector(context: Context, shape: torch.Size | None) -> Tensor:
