@@ -80,6 +80,26 @@ class Guard:
         above = len(table) - torch.searchsorted(table, self.distance(events).contiguous())
         return (above + 1).double() / (len(table) + 1)
 
+    def predictive(self, events: Tensor, u: Tensor) -> Tensor:
+        """Posterior predictive check of the mean of every observable.
+
+            p = P[mean of n new events < observed mean],   averaged over the posterior
+
+        The mean of n events given u is taken as Gaussian (b + B u, S/n).
+
+        Args:
+            events: (n, F) one standardised set.
+            u: (S, D) draws of its posterior.
+
+        Returns:
+            (F,) p in (0, 1): near 0 or 1 the posterior does not explain what was seen.
+        """
+        features = events.shape[1]
+        mean = (self.offset + u.double() @ self.slope)[:, :features]
+        noise = torch.linalg.inv(self.precision).diagonal()[:features]
+        gap = events.double().clamp(-10, 10).mean(0) - mean
+        return torch.special.ndtr(gap / (noise / len(events)).sqrt()).mean(0)
+
     def outside(self, events: Tensor) -> Tensor:
         """Share (B,) of events with an observable beyond all of training."""
         margin = 0.05 * (self.high - self.low)

@@ -120,7 +120,7 @@ def posterior_of(sets: EventSets, model: Inference, *, draws: int, seed: int) ->
 
     Returns:
         `theta` (set, sample, parameter), `log_density` (set, sample) in nats, of θ in its units,
-        `mean`, `std`, `quantile`, `misfit_p`, `outside`, `flagged`; where the truth is known
+        `mean`, `std`, `quantile`, `predictive_p` (set, observable), `misfit_p`, `outside`, `flagged`; where the truth is known
         `truth` and `log_density_of_truth`. Attributes say how far to trust it.
     """
     import xarray as xr
@@ -129,6 +129,7 @@ def posterior_of(sets: EventSets, model: Inference, *, draws: int, seed: int) ->
     theta = np.empty((len(sets), draws, dims))
     log_q, kind = np.empty((len(sets), draws)), "exact"
     log_truth = np.full(len(sets), np.nan)
+    check = np.empty((len(sets), len(model.x_names)))
     for k, x in enumerate(sets.x):
         theta[k] = model.sample(x, draws, seed=seed, number=k)
         asked = theta[k] if sets.theta is None else np.concatenate([theta[k], sets.theta[k][None]])
@@ -136,6 +137,8 @@ def posterior_of(sets: EventSets, model: Inference, *, draws: int, seed: int) ->
         kind, log_q[k] = found.kind, found.value[:draws].numpy()
         if sets.theta is not None:
             log_truth[k] = float(found.value[draws])
+        u = torch.as_tensor(model.prior.to_unit(_inside(theta[k], model)))
+        check[k] = model.guard.predictive(model.standardised(x), u).numpy()
     events = model.standardised(sets.x)
     p, out = model.guard.misfit(events), model.guard.outside(events)
     levels = [0.025, 0.16, 0.5, 0.84, 0.975]
@@ -149,13 +152,19 @@ def posterior_of(sets: EventSets, model: Inference, *, draws: int, seed: int) ->
         "misfit_p": ("set", p.numpy(), {"long_name": "share of training sets that fit as badly"}),
         "outside": ("set", out.numpy(), {"long_name": "share of events beyond training's range"}),
         "flagged": ("set", alarming(p, out, sets.x.shape[1]).numpy()),
+        "predictive_p": (
+            ("set", "observable"), check,
+            {"long_name": "posterior predictive P(mean of new events < observed mean)"},
+        ),
         "prior_low": ("parameter", list(model.prior.low)),
         "prior_high": ("parameter", list(model.prior.high)),
     }
     if sets.theta is not None:
         data["truth"] = (each, sets.theta)
         data["log_density_of_truth"] = ("set", log_truth, {"units": "nats", "kind": kind})
-    coords = {"parameter": list(model.prior.names), "level": levels}
+    coords = {
+        "parameter": list(model.prior.names), "level": levels, "observable": list(model.x_names),
+    }  # fmt: skip
     return xr.Dataset(data, coords, attrs=_attributes(model, sets, seed))
 
 
