@@ -31,8 +31,8 @@ from core.training import fit
 if TYPE_CHECKING:
     from apps.hep_simulation.inference.train import Setup
 
-_ROWS = 20_000
-_ROUNDS, _PER_ROUND = 4, 512
+_ROWS = 4000
+_ROUNDS, _PER_ROUND = 4, 256
 _MOST = 200_000
 """Evaluations of the flow in a round of importance sampling, about."""
 
@@ -170,7 +170,9 @@ def train_likelihood(
     from apps.hep_simulation.inference.train import folds_of
 
     config = setup.config
-    known: dict[str, Any] = {"layers": 3, "hidden": [64, 64], "bins": 8, "bound": 6.0}
+    known: dict[str, Any] = {
+        "layers": 4, "hidden": [48, 48], "bins": 6, "bound": 6.0, "autoregressive": False,
+    }  # fmt: skip
     if unknown := set(config.network) - set(known):
         raise AleatorError(f"network has no option {min(unknown)!r}; it has {', '.join(known)}")
     options = {
@@ -218,7 +220,7 @@ def train_likelihood(
 
 def _scores(model: Likelihood, u: Tensor, x: Tensor, setup: Setup) -> list[dict[str, Any]]:
     """ln q of held-out truths, at the largest sets."""
-    some, n = min(len(u), 40), x.shape[1]
+    some, n = min(len(u), 20), x.shape[1]
     found = [
         model.log_prob_unit(u[k][None], x[k].numpy()).value.item() for k in range(some)
     ]

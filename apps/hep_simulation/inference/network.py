@@ -9,6 +9,12 @@ Order cannot matter (only means over events enter), the posterior falls back to 
 and contracts like 1/√n. At birth R and g are those of a linear-Gaussian model fitted in closed
 form (generalised least squares) and the flow is near the identity, so that training starts from
 what a physicist would do by hand. τ is set after training, on parameters not trained on.
+
+Sets larger than any simulated one are emulated in training: of m events and a regression t*(u),
+
+    t' = t*(u) + (t - t*(u)) √(m / n),    n > m
+
+has the mean and the variance of the statistics of n events.
 References: Zaheer et al. (2017) arXiv:1703.06114; Papamakarios et al. (2021) arXiv:1912.02762;
 Radev et al. (2020) arXiv:2003.06281 (summary networks).
 """
@@ -33,6 +39,12 @@ _LARGEST = 6.0
 """Standardised observables are clipped here: one odd event must not decide."""
 
 
+REACH = 20
+"""Sets of up to so many times the events of a simulated one are emulated."""
+_FORGET = 0.02
+"""Share of a batch in the running regression."""
+
+
 class SetPosterior(GenerativeModel):
     """The posterior of u in (0, 1)^D given a padded set of events.
 
@@ -41,6 +53,8 @@ class SetPosterior(GenerativeModel):
 
     takes_net = False
     start: Tensor
+    normal: Tensor
+    moment: Tensor
     knots: Tensor
     log_temper: Tensor
 
@@ -68,7 +82,8 @@ class SetPosterior(GenerativeModel):
             layers: of the flow; 0 for none.
             bins: of its splines.
             dropout: within the corrections.
-            most: events of the largest set that is trained on; the flow sees n no larger.
+            most: events of the largest set that is trained on; sets up to `REACH` times as large
+                are emulated.
         """
         super().__init__()
         (dims,) = event_shape
@@ -80,6 +95,9 @@ class SetPosterior(GenerativeModel):
         )  # fmt: skip
         pooled = 2 * features + learned
         self.register_buffer("start", torch.zeros(pooled))
+        terms = 1 + dims + dims * (dims + 1) // 2
+        self.register_buffer("normal", 1e-6 * torch.eye(terms))
+        self.register_buffer("moment", torch.zeros(terms, pooled))
         self.score = nn.Linear(pooled, dims)
         self.root = nn.Parameter(torch.eye(dims))
         outputs = dims + dims * dims
@@ -129,37 +147,61 @@ class SetPosterior(GenerativeModel):
         jitter = 1e-6 * information.diagonal().mean() * eye
         self.root.copy_(torch.linalg.cholesky(information + jitter).T)
         self.start[:count] = centre.mean(0)
+        terms = _quadratic(flat)
+        self.normal.copy_(terms.T @ terms / len(terms))
+        self.moment[:, :count] = terms.T @ centre / len(terms)
+        embedded = self.encoder(events.float()).mean(1).double()
+        self.moment[:, count:] = terms.T @ embedded / len(terms)
 
     def law(self, context: Context) -> dict[str, Tensor]:
         """`mean` and `scale_tril` of the base, and `vector`, what the flow sees; all float64."""
+        t, count = self.statistics(context)
+        return self._law(t, count)
+
+    def statistics(self, context: Context) -> tuple[Tensor, Tensor]:
+        """Means t (B, K) of the statistics over each set's events, and its n (B,)."""
         events, mask = _set(context, self.features)
-        count = mask.sum(1).double()[:, None]
-        share = mask.double() / count
+        count = mask.sum(1).double()
         embedded = self.encoder(events.float()).double()
         t = torch.cat([self._plain(events).double(), embedded], 2)
-        t = torch.einsum("bn,bnk->bk", share, t)
+        return torch.einsum("bn,bnk->bk", mask.double() / count[:, None], t), count
+
+    def _law(self, t: Tensor, n: Tensor) -> dict[str, Tensor]:
+        count = n[:, None]
         # Means scatter by about 1/√n: the corrections see them in units of that scatter.
-        seen = ((t - self.start) * count.sqrt().clamp(max=math.sqrt(self.most)) / 4).float()
-        raw = self.correction(torch.tanh(seen)).double()
+        seen = (t - self.start) * count.sqrt().clamp(max=math.sqrt(self.most)) / 4
+        raw = self.correction(torch.tanh(seen.float())).double()
         shift, matrix = raw.split([self.dims, self.dims**2], 1)
         root = self.root + 0.3 * matrix.reshape(-1, self.dims, self.dims) * self.root.diagonal()
         floor = F.softplus(self.log_floor)
         precision = count[..., None] * (root.mT @ root) + torch.diag(floor)
         scale = self.root.square().sum(0).sqrt()
-        score = self.score(t) + scale * shift
-        right = count * score + 0.5 * floor
+        right = count * (self.score(t) + scale * shift) + 0.5 * floor
         mean = torch.linalg.solve(precision, right)
         tril = _root_of_inverse(precision)
-        seen_count = count.clamp(max=self.most)
         vector = torch.cat(
             [
                 (mean - 0.5).clamp(-1.5, 1.5),
-                tril.diagonal(dim1=-2, dim2=-1).log().clamp(-4, 1) / 2,
-                seen_count.log() / math.log(self.most + 1),
+                tril.diagonal(dim1=-2, dim2=-1).log().clamp(-5, 1) / 2,
+                count.clamp(max=REACH * self.most).log() / math.log(self.most + 1),
             ],
             1,
         )
-        return {"mean": mean, "scale_tril": tril, "vector": vector, "count": count[:, 0]}
+        return {"mean": mean, "scale_tril": tril, "vector": vector, "count": n}
+
+    def _emulated(self, t: Tensor, n: Tensor, u: Tensor, larger: Tensor) -> Tensor:
+        """Statistics of sets of `larger` (B,) events, by a running regression of t on u."""
+        terms = _quadratic(u.double())
+        with torch.no_grad():
+            weighted = terms * n[:, None]
+            self.normal.lerp_(weighted.T @ terms / n.sum(), _FORGET)
+            self.moment.lerp_(weighted.T @ t / n.sum(), _FORGET)
+            centre = terms @ torch.linalg.solve(
+                self.normal + 1e-9 * torch.eye(len(self.normal)).to(t), self.moment
+            )
+        return torch.where(
+            (larger > n)[:, None], centre + (t - centre) * (n / larger).sqrt()[:, None], t
+        )
 
     def noise(self, x: Tensor, law: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Noise (B, D) of u, before τ, and ln|∂ε/∂u| (B,)."""
@@ -184,8 +226,16 @@ class SetPosterior(GenerativeModel):
     def loss(
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
     ) -> Loss:
-        """-ln q(u | set), in nats: 0 is the prior."""
-        value = -self.log_prob(x, context).value
+        """-ln q(u | set), in nats: 0 is the prior.
+
+        Where a context has `larger` (B,), the set stands for one of so many events.
+        """
+        t, n = self.statistics(context)
+        assert isinstance(context, Mapping)
+        if "larger" in context:
+            larger = context["larger"].double()
+            t, n = self._emulated(t, n, x, larger), torch.maximum(n, larger)
+        value = -self.log_prob_given(x, self._law(t, n))
         return Loss(value, {"nll": value.detach()})
 
     def log_prob(
@@ -235,6 +285,12 @@ class SetPosterior(GenerativeModel):
     def _plain(self, events: Tensor) -> Tensor:
         s = events.clamp(-_LARGEST, _LARGEST)
         return torch.cat([s, s.square().clamp(max=16)], -1)
+
+
+def _quadratic(u: Tensor) -> Tensor:
+    """(B, T): 1, u and products of two."""
+    i, j = torch.triu_indices(u.shape[1], u.shape[1])
+    return torch.cat([torch.ones_like(u[:, :1]), u, u[:, i] * u[:, j]], 1)
 
 
 def _root_of_inverse(precision: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from apps.hep_simulation.inference.config import InferenceConfig, make_config, seeded
 from apps.hep_simulation.inference.data import EventSets, read_sets
 from apps.hep_simulation.inference.guard import Guard
-from apps.hep_simulation.inference.network import SetPosterior
+from apps.hep_simulation.inference.network import REACH, SetPosterior
 from apps.hep_simulation.inference.posterior import Inference, Posterior
 from core.cards import write_card
 from core.data import Standardizer, batch_indices
@@ -35,6 +35,8 @@ from core.training import fit
 Say = Callable[[object], None]
 LEAST = 40
 """Fewest simulated parameters."""
+_EMULATED = 0.25
+"""Share of a batch that stands for larger sets than were simulated."""
 
 
 @dataclass(frozen=True)
@@ -202,16 +204,23 @@ def _ensemble(
 def _batches(
     u: Tensor, events: Tensor, seed: int, size: int
 ) -> Callable[[int, torch.Generator], tuple[Tensor, Context]]:
-    """Random subsets, of sizes uniform in ln n, of the events of random parameters."""
+    """Random subsets, of sizes uniform in ln n, of the events of random parameters.
+
+    A share of the rows is all events, and stands for a larger set.
+    """
     most = events.shape[1]
 
     def batches(step: int, generator: torch.Generator) -> tuple[Tensor, Context]:
         rows = batch_indices(seed, step, size, len(u))
         v = torch.rand(len(rows), generator=generator)
         n = (v * math.log(most + 1)).exp().long().clamp(1, most)
+        larger = n.double()
+        emulated = int(_EMULATED * len(rows))
+        n[:emulated] = most
+        larger[:emulated] = most * (v[:emulated] * math.log(REACH)).exp()
         order = torch.rand(len(rows), most, generator=generator).argsort(1)[:, : int(n.max())]
         mask = torch.arange(order.shape[1])[None] < n[:, None]
-        return u[rows], {"events": events[rows[:, None], order], "mask": mask}
+        return u[rows], {"events": events[rows[:, None], order], "mask": mask, "larger": larger}
 
     return batches
 
@@ -302,6 +311,6 @@ def card(
         "observables": list(sets.x_names),
         "scores": scores,
         "limits": "Scores are out of fold: of parameters that a member was not trained on. Sets "
-        f"of more than {sets.x.shape[1]} events extrapolate the 1/√n contraction.",
+        f"of more than {sets.x.shape[1]} events rest on an emulation of such sets.",
     }
 
