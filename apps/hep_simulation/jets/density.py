@@ -95,6 +95,14 @@ class MixedDensity(GenerativeModel):
             Perceptron(known + 2 * j, width, 3 * mixtures) for j in range(self.values)
         )
 
+    @torch.no_grad()
+    def begin(self, pattern: Tensor) -> None:
+        """Start from the frequencies of training patterns (N,): what is rare stays rare."""
+        count = torch.bincount(pattern.long(), minlength=len(self.least)).double() + 0.01
+        bias = self.pattern.layers[-1].bias
+        assert isinstance(bias, Tensor)
+        bias.copy_((count / count.sum()).log())
+
     def active(self, pattern: Tensor, count: Tensor) -> Tensor:
         """Which values have a density, bool (B, K), given patterns and counts (B,)."""
         return self.rules[(count > 1).long(), pattern]

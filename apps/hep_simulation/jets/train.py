@@ -242,6 +242,8 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             model = build()
+        if isinstance(model, MixedDensity):
+            model.begin(own[:, 0])
         fitted = fit(
             model, batches, config, folder=self.folder / name, score=score, resume=self.resume,
             device=self.device, job={**self.job, "model": name}, progress=None,
