@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +127,10 @@ def summaries(x: np.ndarray) -> np.ndarray:
 
 
 def _ridge(train: EventSets, test: EventSets) -> dict[str, Any]:
-    """Linear regression of u on summaries, Gaussian residual, truncated to the box."""
-    assert train.theta is not None and train.prior is not None and test.theta is not None
+    """Linear regression of u on summaries, Gaussian residual from leave-one-out."""
+    assert train.theta is not None
+    assert train.prior is not None
+    assert test.theta is not None
     features = [summaries(sets.x.astype(np.float64)) for sets in (train, test)]
     mean, std = features[0].mean(0), features[0].std(0)
     design = [np.c_[np.ones(len(f)), (f - mean) / std] for f in features]
@@ -165,8 +166,6 @@ def _unknown(draws: torch.Tensor, truth: np.ndarray) -> tuple[Any, ...]:
     ranks = sbc(draws[..., :1], u[:, :1]).flat()
     return ranks, ranks, draws, u
 
-
-Say = Callable[[object], None]
 
 if __name__ == "__main__":
     main()

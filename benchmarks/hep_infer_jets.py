@@ -1,4 +1,4 @@
-"""Reconstructed jets: ours beside smearing and kNN resampling, with the floor and a power check."""
+"""Reconstructed jets: ours beside smearing and kNN, with the floor and a power check."""
 
 from __future__ import annotations
 
@@ -104,7 +104,11 @@ def auc(a: np.ndarray, b: np.ndarray, seed: int) -> float:
 
 def _judged(gen: Jets, made: Jets, truth: Jets, seeds: int) -> dict[str, Any]:
     areas = [auc(joint(gen, truth), joint(gen, made), seed) for seed in range(seeds)]
-    return {"auc": float(np.mean(areas)), "spread": float(np.std(areas)), **scores(gen, made, truth)}
+    return {
+        "auc": float(np.mean(areas)),
+        "spread": float(np.std(areas)),
+        **scores(gen, made, truth),
+    }
 
 
 def _row(
@@ -187,5 +191,3 @@ def _events(model: ObjectSimulator, folder: Path, path: Path, test: Pairs) -> Ta
     ]  # fmt: skip
     columns = {"what": "whole test events", "ours": "ours", "truth": "simulated"}
     return Table(rows, columns, {"ours": ",.3f", "truth": ",.3f"})
-
-

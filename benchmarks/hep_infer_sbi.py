@@ -54,7 +54,9 @@ def npe(python: Path, train: EventSets, test: EventSets, seed: int) -> dict[str,
     """
     from hep_infer import summaries
 
-    assert train.theta is not None and test.theta is not None and train.prior is not None
+    assert train.theta is not None
+    assert train.prior is not None
+    assert test.theta is not None
     u, truth = (train.prior.to_unit(t) for t in (train.theta, test.theta))
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "in.npz", Path(folder) / "out.npz"

@@ -48,7 +48,9 @@ class LinearGaussian(GenerativeModel):
         self.event_shape = torch.Size((len(weight),))
         self.context_shape = torch.Size((weight.shape[1],))
 
-    def loss(self, x: Tensor, context: Context = None, *, generator: Generators | None = None) -> Loss:
+    def loss(
+        self, x: Tensor, context: Context = None, *, generator: Generators | None = None
+    ) -> Loss:
         return Loss(-self.log_prob(x, context).value)
 
     def log_prob(

@@ -30,7 +30,9 @@ Settings = Annotated[
 def infer(
     source: Annotated[
         Path | None,
-        typer.Argument(metavar="[X.hdf5]", help="x (sets, events, observables); the sample if none."),
+        typer.Argument(
+            metavar="[X.hdf5]", help="x (sets, events, observables); the sample if none."
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="POSTERIOR.nc.")] = Path(
         "posterior.nc"
@@ -96,7 +98,9 @@ def train_inference(
     )
     rows = run(request, say=say).card["scores"]
     if rows:
-        Table(rows, {key: key for key in rows[0]}, dict.fromkeys(rows[0], ".3f") | {"events": "d"}).print()
+        Table(
+            rows, {key: key for key in rows[0]}, dict.fromkeys(rows[0], ".3f") | {"events": "d"}
+        ).print()
 
 
 @app.command("train-objects")

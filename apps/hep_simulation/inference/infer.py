@@ -120,8 +120,8 @@ def posterior_of(sets: EventSets, model: Inference, *, draws: int, seed: int) ->
 
     Returns:
         `theta` (set, sample, parameter), `log_density` (set, sample) in nats, of θ in its units,
-        `mean`, `std`, `quantile`, `predictive_p` (set, observable), `misfit_p`, `outside`, `flagged`; where the truth is known
-        `truth` and `log_density_of_truth`. Attributes say how far to trust it.
+        `mean`, `std`, `quantile`, `predictive_p` (set, observable), `misfit_p`, `outside`,
+        `flagged`; where the truth is known `truth` and `log_density_of_truth`. Attributes say how far to trust it.
     """
     import xarray as xr
 
@@ -153,7 +153,8 @@ def posterior_of(sets: EventSets, model: Inference, *, draws: int, seed: int) ->
         "outside": ("set", out.numpy(), {"long_name": "share of events beyond training's range"}),
         "flagged": ("set", alarming(p, out, sets.x.shape[1]).numpy()),
         "predictive_p": (
-            ("set", "observable"), check,
+            ("set", "observable"),
+            check,
             {"long_name": "posterior predictive P(mean of new events < observed mean)"},
         ),
         "prior_low": ("parameter", list(model.prior.low)),

@@ -91,7 +91,8 @@ class Likelihood(Inference):
 
     def simulate_unit(self, u: Tensor, events: int, stream: torch.Generator) -> np.ndarray:
         """Events (S, n, F) of the flow given u (S, D): an emulator of the simulator."""
-        assert self.flow is not None and self.integer is not None
+        assert self.flow is not None
+        assert self.integer is not None
         context = u.float().repeat_interleave(events, 0)
         s = self.flow.sample((), context, generator=stream)
         x = self.standardizer.inverse(s).reshape(len(u), events, -1)
@@ -99,7 +100,8 @@ class Likelihood(Inference):
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights of the flow, and which observables are counts."""
-        assert self.flow is not None and self.integer is not None
+        assert self.flow is not None
+        assert self.integer is not None
         found = {f"flow.{name}": value for name, value in self.flow.state_dict().items()}
         return found | {"integer": self.integer}
 
@@ -211,19 +213,15 @@ def train_likelihood(
     assert isinstance(fitted.model, NSF)
     weights = sum(p.numel() for p in fitted.model.parameters())
     stored = {"method": "nle", "network": options}
-    model = Likelihood(
-        **shared, config=stored, card={}, flow=fitted.model.eval(), integer=integer
-    )
+    model = Likelihood(**shared, config=stored, card={}, flow=fitted.model.eval(), integer=integer)
     scores = _scores(model, u[held], raw[held], setup)
     return Likelihood(**{**vars(model), "card": card(scores, weights)})
 
 
 def _scores(model: Likelihood, u: Tensor, x: Tensor, setup: Setup) -> list[dict[str, Any]]:
-    """ln q of held-out truths, at the largest sets."""
+    """Mean ln q of held-out truths, at the largest sets."""
     some, n = min(len(u), 20), x.shape[1]
-    found = [
-        model.log_prob_unit(u[k][None], x[k].numpy()).value.item() for k in range(some)
-    ]
+    found = [model.log_prob_unit(u[k][None], x[k].numpy()).value.item() for k in range(some)]
     mean = sum(found) / some
     setup.say(f"{n} events, held out: mean ln q {mean:.3f} nats over the prior ({some} sets)")
     return [{"events": n, "mean ln q": mean, "± s.e.": float(np.std(found) / math.sqrt(some))}]

@@ -99,7 +99,8 @@ def train(
     Raises:
         AleatorError: too few parameters or events, or an observable that never changes.
     """
-    assert sets.theta is not None and sets.prior is not None
+    assert sets.theta is not None
+    assert sets.prior is not None
     if len(sets) < LEAST:
         raise AleatorError(f"{sets.source}: {len(sets)} parameters; at least {LEAST} are needed")
     if sets.x.shape[1] < 2:
@@ -313,4 +314,3 @@ def card(
         "limits": "Scores are out of fold: of parameters that a member was not trained on. Sets "
         f"of more than {sets.x.shape[1]} events rest on an emulation of such sets.",
     }
-

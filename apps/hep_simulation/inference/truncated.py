@@ -100,7 +100,7 @@ def _quantile(log_below: Tensor, log_above: Tensor, inner: Tensor) -> Tensor:
 
 
 def _between(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """x with [Φ(x) - Φ(low)] / [Φ(high) - Φ(low)] = Φ(y), by the smaller of the two tails."""
+    """The x with [Φ(x) - Φ(low)] / [Φ(high) - Φ(low)] = Φ(y), by the smaller of the two tails."""
     below, above = torch.special.ndtr(y), torch.special.ndtr(-y)
     p = torch.special.ndtr(low) + below * _mass(low, high)
     q = torch.special.ndtr(-high) + above * _mass(low, high)

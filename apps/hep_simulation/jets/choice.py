@@ -1,6 +1,8 @@
 r"""P(class | context): was the jet found, how many fakes has the event.
 
     P(k | c) = softmax(f(c))_k,    f a small perceptron
+
+A proper law, as the densities of what the chosen objects look like are.
 """
 
 from __future__ import annotations

@@ -116,7 +116,9 @@ class EventFile:
             import awkward  # noqa: F401
             import uproot
         except ImportError:
-            raise AleatorError('jets need uproot and awkward: pip install "aleator[hep]"') from None
+            raise AleatorError(
+                'jets need uproot and awkward: pip install "aleator[hep]"'
+            ) from None
         if self.path.suffix == ".parquet":
             self._tree = None
             self._open_parquet()
@@ -188,9 +190,7 @@ class EventFile:
             groups = _row_groups(self._parquet, start, stop)
             if not groups:
                 raise AleatorError(f"{self.path}: no rows {start}..{stop}")
-            first = sum(
-                self._parquet.metadata.row_group(g).num_rows for g in range(groups[0])
-            )
+            first = sum(self._parquet.metadata.row_group(g).num_rows for g in range(groups[0]))
             table = self._parquet.read_row_groups(groups, columns=list(names))
             return ak.from_arrow(table)[start - first : stop - first]
         except AleatorError:
@@ -209,9 +209,7 @@ class EventFile:
             try:
                 number = ak.to_numpy(ak.num(arrays[name], axis=1)).astype(np.int64)
             except Exception:
-                raise AleatorError(
-                    f"{self.path}: {name} is no list of numbers an event"
-                ) from None
+                raise AleatorError(f"{self.path}: {name} is no list of numbers an event") from None
             if counts is None:
                 counts = number
             elif not np.array_equal(counts, number):

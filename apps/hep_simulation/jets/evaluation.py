@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def scores(gen: Columns, made: Columns, truth: Columns) -> dict[str, Any]:
 def response(gen: Columns, made: Columns, truth: Columns) -> tuple[float, float]:
     """Worst bias of the median pT response, and worst relative error of its width."""
     worst_bias = worst_width = 0.0
-    for low, high in zip(_PT_EDGES[:-1], _PT_EDGES[1:], strict=True):
+    for low, high in itertools.pairwise(_PT_EDGES):
         rows = (gen["pt"] >= low) & (gen["pt"] < high)
         if rows.sum() < 50:
             continue

@@ -165,7 +165,7 @@ def decode(rows: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         part = np.where(present[:, i], np.where(later, share, 1.0), 0.0) * left
         found.append(part)
         left = left - part
-    reco = {name: part for name, part in zip(COMPONENTS, found, strict=True)}
+    reco = dict(zip(COMPONENTS, found, strict=True))
     return rows[:, 2:-3], {"nConstituents": rows[:, 1].astype(np.int64), **reco}
 
 

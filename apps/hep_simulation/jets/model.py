@@ -112,8 +112,11 @@ class ObjectSimulator:
         return features.applied(gen, kinematics, shape)
 
     def log_prob(self, gen: dict[str, np.ndarray], reco: dict[str, np.ndarray]) -> np.ndarray:
-        """Ln p(reco | gen) (N,) of matched jets, nats: mass of zeros and counts, density of
-        `features.KINEMATICS` and of the logits of the sticks."""  # fmt: skip
+        """Ln p(reco | gen) (N,) of matched jets, in nats.
+
+        Mass of patterns of zeros and of counts; density of `features.KINEMATICS` and of the logits
+        of the sticks.
+        """
         x, free = features.encode(features.responses(gen, reco), reco)
         rows, unit = scaled(x, free, self.scaling)
         with torch.no_grad():

@@ -154,9 +154,7 @@ def _arrays(parts: Path, file: EventFile, start: int, stop: int) -> dict[str, An
         name[7:]: value for name, value in events.kept.items()
         if name.startswith("GenJet_") and len(value) == len(events.gen.event)
     }  # fmt: skip
-    flat = {
-        name: value for name, value in events.kept.items() if not name.startswith("GenJet_")
-    }
+    flat = {name: value for name, value in events.kept.items() if not name.startswith("GenJet_")}
     return {
         **flat,
         "GenJet": ak.zip(_lists(gen | extra, events.gen.counts)),

@@ -64,4 +64,4 @@ def uniforms(
     key = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
     bits = philox(counter, key) >> np.uint64(8)
     u = (bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
-    return np.moveaxis(u, 0, 2).reshape(len(event), -1)[:, :count]
+    return np.moveaxis(u, 0, 2).reshape(len(event), 4 * len(blocks))[:, :count]

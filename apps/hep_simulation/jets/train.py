@@ -150,7 +150,8 @@ def train(
         y, fake_free = features.encode(kinematics, pairs.fakes)
         fake_scaling = Scaling.fit(y[:, 2:], fake_free, pairs.activity)
         fake, _ = run.fitted(
-            "fake", lambda: MixedDensity(**networks["fake"]), scaled(y, fake_free, fake_scaling)[0],
+            "fake", lambda: MixedDensity(**networks["fake"]),
+            scaled(y, fake_free, fake_scaling)[0],
             fake_scaling.context(pairs.activity[fake_event]), pairs.fake_event,
         )  # fmt: skip
     else:  # the number of fakes is 0 always, and this model is never asked
@@ -182,9 +183,7 @@ class _Mirror:
 
     scaling: Scaling
 
-    def __call__(
-        self, x: Tensor, c: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, c: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x, c = x.clone(), c.clone()
         for column, also in ((4, 1), (5, None)):
             turn = torch.rand(len(x), generator=generator) < 0.5

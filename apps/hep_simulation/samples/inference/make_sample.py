@@ -1,4 +1,4 @@
-"""How this folder was made: `python apps/hep_simulation/samples/inference/make_sample.py pythia_lep_theta`.
+"""How this folder was made: `python make_sample.py pythia_lep_theta`, from the repository.
 
 Keeps the first eight sets of the test file, and trains the posterior on the training file.
 """
@@ -22,7 +22,8 @@ SETS = 8
 def main(data: Path) -> None:
     """Make events.hdf5, model.json, model.safetensors and card.md."""
     test = read_sets(data / "test.hdf5", simulated=True).rows(np.arange(SETS))
-    assert test.theta is not None and test.prior is not None
+    assert test.theta is not None
+    assert test.prior is not None
     write_sets(HERE / "events.hdf5", test.x, test.x_names, test.theta, test.prior)
     command = [sys.executable, "-m", "pipelines.hep_infer", "train-inference"]
     output = os.path.relpath(HERE)  # the card says how, not where

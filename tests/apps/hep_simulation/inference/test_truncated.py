@@ -30,7 +30,9 @@ def test_one_dimension_is_scipys_truncated_normal(mean, scale):
         "mean": torch.full((201, 1), mean, dtype=torch.float64),
         "scale_tril": torch.full((201, 1, 1), scale, dtype=torch.float64),
     }
-    expected = stats.truncnorm.logpdf(u[:, 0].numpy(), -mean / scale, (1 - mean) / scale, mean, scale)
+    expected = stats.truncnorm.logpdf(
+        u[:, 0].numpy(), -mean / scale, (1 - mean) / scale, mean, scale
+    )
     assert np.allclose(log_density(u, given), expected, atol=1e-8)
 
 

@@ -76,7 +76,7 @@ def test_mistakes_are_named(density):
     c = torch.zeros(1, 2, dtype=torch.float64)
     with pytest.raises(AleatorError, match="no fewer than the pattern needs"):
         density.log_prob(torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64), c)
-    with pytest.raises(AleatorError, match="patterns must be in 0..1"):
+    with pytest.raises(AleatorError, match=r"patterns must be in 0\.\.1"):
         density.log_prob(torch.tensor([[2.0, 3.0, 0.0]], dtype=torch.float64), c)
     with pytest.raises(AleatorError, match=r"context \(B, 2\)"):
         density.log_prob(torch.tensor([[0.0, 3.0, 0.0]], dtype=torch.float64), c[:, :1])
@@ -93,7 +93,7 @@ def test_choice_is_a_law():
 
 
 def test_fractions_sum_to_one_and_zeros_are_zeros():
-    """encode and decode are inverse, for every pattern of zeros."""
+    """Encode and decode are inverse, for every pattern of zeros."""
     rng = np.random.default_rng(0)
     shares = rng.dirichlet([1, 1, 1, 1], 600)
     shares *= rng.random((600, 4)) < 0.6
@@ -116,5 +116,5 @@ def test_fractions_sum_to_one_and_zeros_are_zeros():
 
 def test_impossible_fractions_are_refused():
     reco = {"chHEF": np.array([0.9]), "neEmEF": np.array([0.4]), "neHEF": np.array([0.0])}
-    with pytest.raises(AleatorError, match="jet 0: energy fractions 0.9, 0.4, 0"):
+    with pytest.raises(AleatorError, match=r"jet 0: energy fractions 0\.9, 0\.4, 0"):
         features.shares(reco)

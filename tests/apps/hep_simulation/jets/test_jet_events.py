@@ -76,7 +76,9 @@ def test_an_event_does_not_depend_on_its_neighbours(events_root, jets_model):
 
 
 @pytest.mark.parametrize("suffix", [".root", ".parquet"])
-def test_a_stopped_run_gives_the_same_events(events_root, jets_model, tmp_path, monkeypatch, suffix):
+def test_a_stopped_run_gives_the_same_events(
+    events_root, jets_model, tmp_path, monkeypatch, suffix
+):
     monkeypatch.setattr(simulate, "CHUNK", 256)
     run(events_root, jets_model, tmp_path / f"a{suffix}")
     finish = simulate._keep
