@@ -12,11 +12,11 @@ from core.training import FitConfig
 Method = Literal["npe", "nle"]
 METHODS = ("npe", "nle")
 
-_POSTERIOR = {
+_POSTERIOR: dict[str, Any] = {
     "steps": 600, "batch_size": 96, "learning_rate": 1e-3, "warmup": 50, "weight_decay": 0.5,
     "ema": 0.99, "validate_every": 50, "patience": 5, "save_every": 200, "precision": "32-true",
 }  # fmt: skip
-_LIKELIHOOD = {
+_LIKELIHOOD: dict[str, Any] = {
     "steps": 3000, "batch_size": 512, "learning_rate": 2e-3, "warmup": 50, "weight_decay": 1e-3,
     "clip": 5.0, "ema": 0.995, "validate_every": 200, "patience": 4, "save_every": 500,
     "precision": "32-true",

@@ -68,7 +68,7 @@ class Guard:
         return events.shape[1] * torch.einsum("bi,ij,bj->b", r, self.precision, r)
 
     def misfit(self, events: Tensor) -> Tensor:
-        """P-values (B,): share of training sets of this size that fit as badly; small is alarming."""
+        """P-values (B,): share of training sets of this size that fit as badly."""
         size = events.shape[1]
         most = int(self.counts[-1])
         if size > most:

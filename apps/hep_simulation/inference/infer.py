@@ -121,7 +121,8 @@ def posterior_of(sets: EventSets, model: Inference, *, draws: int, seed: int) ->
     Returns:
         `theta` (set, sample, parameter), `log_density` (set, sample) in nats, of θ in its units,
         `mean`, `std`, `quantile`, `predictive_p` (set, observable), `misfit_p`, `outside`,
-        `flagged`; where the truth is known `truth` and `log_density_of_truth`. Attributes say how far to trust it.
+        `flagged`; where the truth is known `truth` and `log_density_of_truth`. Attributes
+        say how far to trust it.
     """
     import xarray as xr
 
@@ -183,7 +184,9 @@ def _inside(theta: np.ndarray, model: Inference) -> np.ndarray:
 def _attributes(model: Inference, sets: EventSets, seed: int) -> dict[str, Any]:
     events = sets.x.shape[1]
     rows = model.card.get("scores") or []
-    near = min(rows, key=lambda row: abs(np.log(row["events"] / events)), default={})
+    near: dict[str, Any] = min(
+        rows, key=lambda row: abs(np.log(row["events"] / events)), default={}
+    )
     return {
         "title": "posterior of the parameters given sets of independent events",
         "method": model.config["method"],

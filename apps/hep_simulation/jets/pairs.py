@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def pairs_of(chunks: Iterable[Events]) -> Pairs:
         AleatorError: no matched jet in all events.
     """
     parts = [_of(chunk) for chunk in chunks]
-    merged = {}
+    merged: dict[str, Any] = {}
     for name in Pairs.__dataclass_fields__:
         values = [getattr(part, name) for part in parts]
         if isinstance(values[0], dict):

@@ -125,8 +125,9 @@ def _part(parts: Path, start: int) -> Path:
 def _keep(store: PartialStore, chunk: Chunk, reco: Jagged, outside: int, jets: int) -> None:
     path = _part(store.data, chunk.start)
     draft = path.with_suffix(".partial.npz")
-    columns = {f"Jet_{name}": value for name, value in reco.columns.items()}
-    np.savez(draft, counts=reco.counts, outside=outside, jets=jets, **columns)
+    arrays: dict[str, Any] = {f"Jet_{name}": value for name, value in reco.columns.items()}
+    arrays |= {"counts": reco.counts, "outside": outside, "jets": jets}
+    np.savez(draft, **arrays)
     draft.replace(path)
     store.mark(chunk)
 
