@@ -160,7 +160,7 @@ def _events(model: ObjectSimulator, folder: Path, path: Path, test: Pairs) -> Ta
     inner = time.process_time() - since
     with tempfile.TemporaryDirectory() as temporary:
         since = time.process_time()
-        request = whole_events.Request(path, Path(temporary) / "o.root", folder)
+        request = whole_events.Request(Path(temporary) / "o.root", path, folder)
         whole_events.run(request, say=lambda line: None)
         outer = time.process_time() - since
     jets = len(events.gen.event)

@@ -135,10 +135,15 @@ def train_objects(
 @friendly
 def simulate_objects(
     source: Annotated[
-        Path, typer.Argument(metavar="GEN.root", help="Events with GenJet_* (ROOT or Parquet).")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.root or OUT.parquet.")],
-    model: Annotated[Path, typer.Option("--model", help="Folder of train-objects.")],
+        Path | None,
+        typer.Argument(metavar="[GEN.root]", help="Events with GenJet_*; the sample if none."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="OUT.root or OUT.parquet.")
+    ] = Path("reconstructed.root"),
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Folder of train-objects; else bundled.")
+    ] = None,
     events: Annotated[int | None, typer.Option(help="Only the first so many events.")] = None,
     seed: Seed = 0,
     strict: Annotated[

@@ -25,6 +25,8 @@ from core.streaming.store import Chunk, PartialStore
 Say = Callable[[object], None]
 CHUNK = 4096
 """Events a chunk; part of what defines the output, hence no option."""
+SAMPLE = Path(__file__).parents[1] / "samples" / "jets"
+"""Bundled weights, and a few events."""
 _WHOLE = {"nConstituents", "genJetIdx", "hadronFlavour", "partonFlavour"}
 
 
@@ -33,18 +35,18 @@ class Request:
     """What the user asked for.
 
     Attributes:
-        source: events with GenJet_*.
         output: OUT.root or OUT.parquet.
-        model: folder.
+        source: events with GenJet_*; the bundled ones if None.
+        model: folder; the bundled one if None.
         seed: event i is a function of (seed, i).
         events: only the first so many; all if None.
         strict: refuse jets outside the conditions of training, rather than count them.
         overwrite: replace an existing output.
     """
 
-    source: Path
     output: Path
-    model: Path
+    source: Path | None = None
+    model: Path | None = None
     seed: int = 0
     events: int | None = None
     strict: bool = False
@@ -61,14 +63,17 @@ def run(request: Request, say: Say = print) -> dict[str, Any]:
         raise AleatorError(f"{request.output}: name it *.root or *.parquet")
     if request.output.exists() and not request.overwrite:
         raise AleatorError(f"{request.output} exists; choose another name or --overwrite")
-    model = ObjectSimulator.load(request.model)
-    file = EventFile(request.source, reconstructed=False)
+    if request.source is None:
+        say("the bundled events (events.root)")
+    source = request.source or SAMPLE / "events.root"
+    model = ObjectSimulator.load(request.model or SAMPLE)
+    file = EventFile(source, reconstructed=False)
     length = file.num_events if request.events is None else request.events
     if not 1 <= length <= file.num_events:
-        raise AleatorError(f"--events {length}: {request.source} has {file.num_events}")
-    stat = request.source.stat()
+        raise AleatorError(f"--events {length}: {source} has {file.num_events}")
+    stat = source.stat()
     job = {
-        "source": request.source.name, "bytes": stat.st_size, "seed": request.seed,
+        "source": source.name, "bytes": stat.st_size, "seed": request.seed,
         "model": model.fingerprint, "format": request.output.suffix,
     }  # fmt: skip
     store = PartialStore.open(
@@ -107,7 +112,7 @@ def _stream(
             outside = int(model.outside(events.gen.columns).sum())
             if outside and request.strict:
                 raise AleatorError(
-                    f"{request.source}: {outside} generator-level jets in events {chunk.start}.."
+                    f"{file.path}: {outside} generator-level jets in events {chunk.start}.."
                     f"{chunk.stop} are outside the conditions of training (--strict)"
                 )
             since = time.process_time()

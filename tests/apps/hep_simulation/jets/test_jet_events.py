@@ -24,7 +24,7 @@ _spec.loader.exec_module(toy)
 
 
 def run(source, model, output, **options):
-    request = simulate.Request(source, output, model, **options)
+    request = simulate.Request(output, source, model, **options)
     return simulate.run(request, say=lambda line: None)
 
 
