@@ -110,6 +110,10 @@ def train_objects(
         Path, typer.Argument(metavar="EVENTS.root", help="GenJet_* and Jet_* (ROOT or Parquet).")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model.")],
+    cut_genjets: Annotated[
+        bool,
+        typer.Option("--cut-genjets", help="An index beyond the GenJets is no match (NanoAOD)."),
+    ] = False,
     settings: Settings = None,
     seed: Seed = 0,
     resume: Resume = False,
@@ -122,6 +126,7 @@ def train_objects(
     request = Request(
         source=source,
         output=output,
+        cut_genjets=cut_genjets,
         settings=overrides(settings or []),
         seed=seed,
         resume=resume,

@@ -76,12 +76,16 @@ class Events:
 class EventFile:
     """A ROOT or Parquet file of events."""
 
-    def __init__(self, path: Path | str, *, reconstructed: bool) -> None:
+    def __init__(
+        self, path: Path | str, *, reconstructed: bool, cut_genjets: bool = False
+    ) -> None:
         """Open and look at the branches.
 
         Args:
             path: the file.
             reconstructed: Jet_* must be there too.
+            cut_genjets: soft GenJets were dropped after matching, as NanoAOD may do: an index
+                beyond those that are left is no match, rather than a mistake.
 
         Raises:
             AleatorError: uproot or awkward is missing; no such file, not of these formats, cut
@@ -101,7 +105,7 @@ class EventFile:
             )
         if not self.num_events:
             raise AleatorError(f"{path}: no events")
-        self.reconstructed = reconstructed
+        self.reconstructed, self.cut_genjets = reconstructed, cut_genjets
         self.kept = [
             name for name in self.branches
             if name in KEPT or name.startswith(_FLAT)
@@ -173,6 +177,9 @@ class EventFile:
         _check_jets(gen, "GenJet", f"{self.path}", start)
         if reco is not None:
             _check_jets(reco, "Jet", f"{self.path}", start)
+            if self.cut_genjets:
+                index = reco.columns["genJetIdx"]
+                reco.columns["genJetIdx"] = np.where(index < gen.counts[reco.event], index, -1)
             _check_index(gen, reco, f"{self.path}", start)
         kept = {}
         for name in (*self.kept, *self.extra):
@@ -270,7 +277,8 @@ def _check_index(gen: Jagged, reco: Jagged, source: str, start: int) -> None:
         i = int(np.argmax(bad))
         raise AleatorError(
             f"{source}: Jet_genJetIdx={index[i]} in event {start + event[i]}, which has "
-            f"{gen.counts[event[i]]} GenJets"
+            f"{gen.counts[event[i]]} GenJets; if soft GenJets were dropped after matching, "
+            "--cut-genjets takes such jets as unmatched"
         )
 
 

@@ -48,6 +48,7 @@ class Request:
         source: events with GenJet_* and Jet_*.
         output: folder of the model.
         settings: `width`, `mixtures`, `fit`.
+        cut_genjets: see `EventFile`.
         seed: of weights and batches.
         resume: continue a run that was stopped.
         overwrite: replace a model.
@@ -57,6 +58,7 @@ class Request:
     source: Path
     output: Path
     settings: dict[str, Any] = field(default_factory=dict)
+    cut_genjets: bool = False
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
@@ -72,7 +74,7 @@ def run(request: Request, say: Say = print) -> ObjectSimulator:
     if (request.output / "model.json").exists() and not request.overwrite:
         raise AleatorError(f"{request.output} holds a model; choose another folder or --overwrite")
     config = _config(request)
-    file = EventFile(request.source, reconstructed=True)
+    file = EventFile(request.source, reconstructed=True, cut_genjets=request.cut_genjets)
     pairs = pairs_of(file.chunks(5000))
     say(
         f"{request.source}: {file.num_events} events, {len(pairs.found)} generator-level jets, "

@@ -33,9 +33,7 @@ def keep(source: Path, target: Path) -> None:
     tree = uproot.open(source)["Events"]
     arrays = tree.arrays(entry_stop=EVENTS)
     records = {name: arrays[name] for name in arrays.fields if "_" not in name and name[0] != "n"}
-    records |= {
-        name: arrays[name] for name in arrays.fields if "_" in name and "Jet_" not in name
-    }
+    records |= {name: arrays[name] for name in arrays.fields if "_" in name and "Jet_" not in name}
     for group in ("GenJet", "Jet"):
         names = [name for name in arrays.fields if name.startswith(f"{group}_")]
         records[group] = ak.zip({name.partition("_")[2]: arrays[name] for name in names})

@@ -193,6 +193,13 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path, change, message):
         pairs_of(EventFile(path, reconstructed=True).chunks(50))
 
 
+def test_an_index_beyond_cut_genjets_is_no_match_if_asked_for(tmp_path):
+    path = spoiled(tmp_path / "e.root", with_value("Jet", "genJetIdx", 99))
+    file = EventFile(path, reconstructed=True, cut_genjets=True)
+    reco = file.read(0, 60).reco
+    assert (reco.columns["genJetIdx"] == -1).sum() >= np.count_nonzero(reco.counts)
+
+
 def test_files_that_are_none_are_refused(events_root, tmp_path):
     content = events_root.read_bytes()
     (tmp_path / "cut.root").write_bytes(content[: len(content) // 2])
