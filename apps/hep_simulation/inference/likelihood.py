@@ -5,12 +5,12 @@ r"""Neural likelihood: a flow p(x | u) of single events, and the posterior of an
 
 The errors of p are the same for every event and add up, so that κ = 1 is overconfident after few
 simulations: they are a floor that more events do not lower. c is the likeliest for held-out
-parameters (a power posterior). Counts among the observables are spread over cells of width one. Z and draws come from adaptive
-importance sampling: a Gaussian of ln(u / (1 - u)), moved and widened to the weighted draws in
-rounds, all of which are kept with the mixture of proposals as their common density.
+parameters (a power posterior). Counts among the observables are spread over cells of width one.
+Z and draws come from adaptive importance sampling: a Gaussian of ln(u / (1 - u)), moved and
+widened to the weighted draws in rounds, all of which are kept with the mixture of proposals as
+their common density.
 References: Papamakarios et al. (2019) arXiv:1805.07226; Holmes and Walker (2017) arXiv:1701.08515
-(powers); Cornuet et al. (2012) arXiv:0907.1254
-(adaptive multiple importance sampling).
+(powers); Cornuet et al. (2012) arXiv:0907.1254 (adaptive multiple importance sampling).
 """
 
 from __future__ import annotations

@@ -32,6 +32,11 @@ class Choice(GenerativeModel):
         self.classes = classes
         self.net = Perceptron(context_dim, width, classes)
 
+    @torch.no_grad()
+    def begin(self, x: Tensor) -> None:
+        """Start from the frequencies of training classes (N,)."""
+        self.net.begin(x, self.classes)
+
     def shares(self, context: Tensor) -> Tensor:
         """Probabilities (K, B) given contexts (B, C)."""
         return self.net(context.T.contiguous()).softmax(0)

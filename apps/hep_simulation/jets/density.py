@@ -98,10 +98,7 @@ class MixedDensity(GenerativeModel):
     @torch.no_grad()
     def begin(self, pattern: Tensor) -> None:
         """Start from the frequencies of training patterns (N,): what is rare stays rare."""
-        count = torch.bincount(pattern.long(), minlength=len(self.least)).double() + 0.01
-        bias = self.pattern.layers[-1].bias
-        assert isinstance(bias, Tensor)
-        bias.copy_((count / count.sum()).log())
+        self.pattern.begin(pattern, len(self.least))
 
     def active(self, pattern: Tensor, count: Tensor) -> Tensor:
         """Which values have a density, bool (B, K), given patterns and counts (B,)."""
@@ -227,6 +224,14 @@ class Perceptron(nn.Module):
             layers[-1].weight.mul_(0.3)
             layers[-1].bias.uniform_(-1, 1)
         self.layers = nn.ModuleList(layers)
+
+    @torch.no_grad()
+    def begin(self, classes: Tensor, number: int) -> None:
+        """Let the outputs be the logarithms of the frequencies of classes (N,)."""
+        count = torch.bincount(classes.long(), minlength=number).double() + 0.01
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias.copy_((count / count.sum()).log())
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate."""

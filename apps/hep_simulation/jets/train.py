@@ -245,6 +245,8 @@ class _Run:
             model = build()
         if isinstance(model, MixedDensity):
             model.begin(own[:, 0])
+        elif isinstance(model, Choice):
+            model.begin(own)
         fitted = fit(
             model, batches, config, folder=self.folder / name, score=score, resume=self.resume,
             device=self.device, job={**self.job, "model": name}, progress=None,
