@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,6 +74,8 @@ class Likelihood(Inference):
 
     flow: NSF | None = None
     integer: Tensor | None = None
+    memo: dict[bytes, _Pool] = field(default_factory=dict)
+    """Of the last set: draws and densities are asked for one after the other."""
 
     def power(self, events: int) -> float:
         """κ_n."""
@@ -127,7 +129,16 @@ class Likelihood(Inference):
         return spread(self.standardised(x), self.integer, self.standardizer.std, generator)
 
     def _pool(self, x: np.ndarray) -> _Pool:
-        """Adaptive importance sampling; a function of the set alone."""
+        """Weighted draws; a function of the set alone."""
+        key = np.ascontiguousarray(x).tobytes()
+        if key not in self.memo:
+            found = self._sampled(x)
+            self.memo.clear()
+            self.memo[key] = found
+        return self.memo[key]
+
+    def _sampled(self, x: np.ndarray) -> _Pool:
+        """Adaptive importance sampling."""
         events, dims = self._events(x), self.prior.dims
         generator = keyed_generator(1, len(x))
         size = int(min(_PER_ROUND, max(128, _MOST // len(x))))
@@ -237,6 +248,7 @@ def train_likelihood(
     return Likelihood(
         **{
             **vars(raw_model),
+            "memo": {},  # those of raw_model have κ = 1
             "config": {**raw_model.config, "error": error},
             "card": card(scores, weights),
         }
