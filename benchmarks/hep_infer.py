@@ -28,7 +28,6 @@ from core.random import keyed_generator
 from core.report import Table, report, write_results, write_text
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
 LEVEL = 0.994458
 """Half width of the central 68 % of a standard normal law."""
 
