@@ -26,10 +26,17 @@ from core.model import (
 from core.paths import Path
 from core.random import Generators, rand, randn
 from core.solvers import Sampler, make_sampler
+from core.tiling import Tiles
 
 
 class PathModel(GenerativeModel):
-    """A denoiser on a Gaussian path; subclasses add a loss."""
+    """A denoiser on a Gaussian path; subclasses add a loss.
+
+    Attributes:
+        tiles: how fields that are larger are denoised piece by piece; None denoises them whole.
+    """
+
+    tiles: Tiles | None = None
 
     def __init__(
         self,
@@ -70,6 +77,8 @@ class PathModel(GenerativeModel):
 
     def denoise(self, x_t: Tensor, t: Tensor | float, context: Context = None) -> Posterior:
         """Posterior of x_0 given x_t (B, *E) at times t ((B,) or one number for all)."""
+        if self.tiles is not None:
+            return self.tiles.denoise(self.denoiser, x_t, t, context)
         return self.denoiser(x_t, t, context)
 
     @property

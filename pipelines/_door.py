@@ -94,3 +94,24 @@ def overrides(pairs: Iterable[str]) -> dict[str, Any]:
                 raise AleatorError(f"--set {pair}: {parent} already has a value")
         level[leaf] = value
     return nested
+
+
+def numbers(pairs: Iterable[str], option: str) -> tuple[tuple[str, float], ...]:
+    """Parse `name=number` pairs.
+
+    Args:
+        pairs: e.g. ("tas=0.5", "pr=1").
+        option: where they were given, for messages.
+    """
+    from core.errors import AleatorError
+
+    found = []
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        try:
+            found.append((name.strip(), float(text)))
+        except ValueError:
+            separator = ""
+        if not separator or not name.strip():
+            raise AleatorError(f"{option} {pair}: expected name=number, e.g. tas=0.5")
+    return tuple(found)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines._door import door, friendly, overrides, say
+from pipelines._door import door, friendly, numbers, overrides, say
 
 app = door(
     "Downscale coarse climate fields (NetCDF, Zarr, GRIB) to calibrated fine-scale ensembles.\n\n"
@@ -65,6 +65,18 @@ def downscale(
         bool,
         typer.Option(help="Let neighbouring times of a member go together as they do in nature."),
     ] = False,
+    observations: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Stations (CSV or NetCDF) that members are to agree with."
+        ),
+    ] = None,
+    observation_error: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SD", help="Standard deviation of an observation, e.g. tas=0.5."
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Worker processes on this machine; 1 runs in this process.")
     ] = None,
@@ -97,6 +109,8 @@ def downscale(
         time_range=time_range,
         conserve=conserve,
         coherent=coherent,
+        observations=observations,
+        observation_error=numbers(observation_error or [], "--observation-error"),
         workers=workers,
         scheduler=scheduler,
         chunk=chunk,
@@ -197,6 +211,9 @@ def train(
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped training.")] = False,
     device: Device = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="Processes that share every batch (DDP); 1 if none.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a model on fine data: regress the mean, then learn what is left as a distribution.
@@ -207,9 +224,10 @@ def train(
     from apps.climate_downscaling.config import read_config
     from apps.climate_downscaling.train import train as run
 
+    shared = [] if devices is None else [f"fit.devices={devices}"]
     chosen = read_config(
         config,
-        overrides(settings or []),
+        overrides([*(settings or []), *shared]),
         variables=variables,
         factor=factor,
         predictors=predictors or (),

@@ -58,6 +58,8 @@ class ResidualConfig:
             None is 1 for a static context, else 0.
         positions: of the coarse grid over the fine data, beside its own, that training uses too;
             at most factor² - 1. None is up to 4 for a coarse context, else 0.
+        crop: side of the patches, in fine cells, that training cuts from a large domain; sampling
+            then goes by tiles of that size. None takes the domain whole.
         sampler: how members are drawn, e.g. {"name": "2m", "steps": 12}.
         model: further options of `core.build`, e.g. {"net": {"channels": 32}}.
     """
@@ -66,6 +68,7 @@ class ResidualConfig:
     context: Literal["auto", "coarse", "static"] = "auto"
     mix: float | None = None
     positions: int | None = None
+    crop: int | None = None
     sampler: Mapping[str, Any] = field(default_factory=lambda: {"name": "2m", "steps": 12})
     model: Mapping[str, Any] = field(default_factory=dict)
 

@@ -24,6 +24,7 @@ from apps.climate_downscaling.grid import match
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.predictors import open_predictors, sources_of
 from apps.climate_downscaling.prognosis import PrognosisModel
+from apps.climate_downscaling.stations import Stations, read_stations
 from apps.climate_downscaling.template import OOD, Encoder, template
 from apps.climate_downscaling.training_data import Prepared, prepare_data
 from core.errors import AleatorError
@@ -66,6 +67,8 @@ class Downscaler:
         steps: int | None = None,
         conserve: bool = True,
         coherent: bool = False,
+        observations: str | Path | None = None,
+        observation_error: Mapping[str, float] | None = None,
         time_range: str | None = None,
     ) -> xr.Dataset:
         """Downscale in memory; for long series use `python -m pipelines.climate downscale`.
@@ -77,6 +80,8 @@ class Downscaler:
             steps: network evaluations a sample; the model's own if None.
             conserve: make every member's coarse-cell means equal the input exactly.
             coherent: let neighbouring times of a member go together as they do in nature.
+            observations: file of stations that members are to agree with; see `stations`.
+            observation_error: variable -> standard deviation of an observation.
             time_range: "A:B", both inclusive.
 
         Returns:
@@ -95,12 +100,28 @@ class Downscaler:
             steps=steps,
             conserve=conserve,
             coherent=coherent,
+            stations=self.stations(observations, observation_error),
             device=self.device,
         )
         encoder = encoder_of(self.model, field)
         arrays = {**encoder(drawn), OOD: ood_scores(self.model, field, 0, len(field))}
         return described.assign(
             {n: described[n].variable._replace(data=array) for n, array in arrays.items()}
+        )
+
+    def stations(
+        self, source: str | Path | None, errors: Mapping[str, float] | None = None
+    ) -> Stations | None:
+        """Observations on the model's cells; None of None.
+
+        Raises:
+            AleatorError: they cannot be read, or do not belong to the model.
+        """
+        if source is None:
+            return None
+        model = self.model
+        return read_stations(
+            source, model.variables, model.fine_grid, model.valid.cpu().numpy(), errors
         )
 
     def field(self, source: Source, time_range: str | None = None) -> Field:
@@ -168,6 +189,7 @@ def ensemble(
     steps: int | None = None,
     conserve: bool = True,
     coherent: bool = False,
+    stations: Stations | None = None,
     device: str = "auto",
 ) -> np.ndarray:
     """Members of some time steps.
@@ -182,6 +204,7 @@ def ensemble(
         steps: network evaluations; the model's own if None.
         conserve: see `DownscalingModel.sample`.
         coherent: see `coherence`.
+        stations: observations that members are to agree with.
         device: where to compute.
 
     Returns:
@@ -199,11 +222,13 @@ def ensemble(
     coarse = torch.from_numpy(read_coarse(model, field, start, stop)).to(place)
     clock = clock_vector(field, model.clock, start, stop).to(place)
     streams = streams_of(model, field, seed, coherent)
+    keys = field.time_keys()
     sampler = {} if steps is None else {"steps": steps}
     shape = (members, stop - start, len(model.names), *model.fine_grid.shape)
     out = np.empty(shape, np.float32)
 
     def draw(t: int) -> None:
+        seen = stations.at(int(keys[start + t])) if stations is not None else None
         for first in range(0, members, GROUP):
             group = range(first, min(first + GROUP, members))
             drawn = model.sample(
@@ -211,6 +236,7 @@ def ensemble(
                 generator=[streams(member, start + t) for member in group],
                 sampler=sampler,
                 conserve=conserve,
+                seen=seen,
             )
             out[group.start : group.stop, t] = drawn[:, 0].cpu().numpy()
 

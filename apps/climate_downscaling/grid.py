@@ -148,6 +148,13 @@ class Grid:
             y = y.clip(-90, 90)
         return y, x
 
+    def geographic(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Latitude and longitude of the cells (ny, nx), degrees; None where they are not known."""
+        if self.kind == "latlon":
+            lat, lon = np.meshgrid(self.y, self.x, indexing="ij")
+            return lat, lon
+        return None if self.lat is None or self.lon is None else (self.lat, self.lon)
+
     def area_weights(self) -> np.ndarray:
         """Cell areas (ny, nx) as multiples of their mean."""
         ny, nx = self.shape

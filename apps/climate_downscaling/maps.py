@@ -94,6 +94,14 @@ def draw_map(axes: Axes, values: np.ndarray, grid: Grid, *, norm: Any, cmap: Any
     return image
 
 
+def map_bar(axes: Axes, image: Any, heading: str, units: str, extend: str) -> None:
+    """A heading over a map and a colour bar beside it."""
+    axes.set_title(heading)
+    bar = axes.figure.colorbar(image, ax=axes, extend=extend, shrink=0.9, aspect=25, pad=0.02)
+    bar.outline.set_linewidth(0.5)
+    bar.set_label(units, labelpad=2)
+
+
 def ratio(grid: Grid) -> float:
     """Height over width of the domain as drawn."""
     (dy, dx), (ny, nx) = grid.spacing, grid.shape

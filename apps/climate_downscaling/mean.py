@@ -227,17 +227,36 @@ def _fit_path(
             yield LocalRidge(centres, scale, intercept, weights, posterior, base, length, strength)
 
 
+@functools.lru_cache(maxsize=32)
 def nearest_cells(h: int, w: int, count: int) -> tuple[Tensor, Tensor]:
-    """The cells nearest to each cell of an h × w grid, itself first.
+    """The cells nearest to each cell of an h × w grid, itself first, ties by rows.
 
     Returns:
         indices (h w, P) and distances (h w, P) in cells, P = min(count, h w).
     """
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    places = torch.stack([y.flatten(), x.flatten()], 1).double()
-    distance, index = torch.cdist(places, places).sort(dim=1, stable=True)
     count = max(1, min(count, h * w))
-    return index[:, :count], distance[:, :count]
+    # P cells of a quarter plane, as at a corner, lie within 1.13 √P; those of a narrow strip
+    # within P over its width
+    side = math.ceil(math.sqrt(count))
+    reach = [max(side, math.ceil(count / min(side, other))) for other in (w, h)]
+    windows = [_window(length, 2 * r + 3) for length, r in zip((h, w), reach, strict=True)]
+    index, distance = [], []
+    for y in range(h):  # a row at a time: all pairs of a large domain would not fit in memory
+        rows, columns = windows[0][y], windows[1]
+        flat = (rows[:, None] * w + columns[:, None, :]).flatten(1)
+        across = (columns - torch.arange(w)[:, None]).double()
+        apart = torch.hypot((rows - y).double()[:, None], across[:, None, :]).flatten(1)
+        near, order = apart.sort(dim=1, stable=True)
+        index.append(flat.gather(1, order[:, :count]))
+        distance.append(near[:, :count])
+    return torch.cat(index), torch.cat(distance)
+
+
+def _window(length: int, side: int) -> Tensor:
+    """(length, min(side, length)) positions about each one, moved inside at the ends."""
+    side = min(side, length)
+    start = (torch.arange(length) - side // 2).clamp(0, length - side)
+    return start[:, None] + torch.arange(side)
 
 
 def _predictors(fields: Tensor, near: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ from apps.climate_downscaling.field import Field, Variable
 from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.mean import LocalRidge, upsample
 from apps.climate_downscaling.ood import OutOfDistribution
+from apps.climate_downscaling.patches import tile
 from apps.climate_downscaling.preprocessing import Transforms
+from apps.climate_downscaling.stations import Seen
 from core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 from core.model import GenerativeModel
@@ -184,6 +186,7 @@ class DownscalingModel:
         generator: Generators | None = None,
         sampler: Mapping[str, Any] | None = None,
         conserve: bool = True,
+        seen: Seen | None = None,
     ) -> Tensor:
         """Draw members.
 
@@ -194,6 +197,7 @@ class DownscalingModel:
             generator: one stream, or M B of them, member-major.
             sampler: overrides the config's.
             conserve: make the block means equal the input exactly.
+            seen: observations that members are to agree with, of a single time (B = 1).
 
         Returns:
             (M, B, V, H, W) in canonical units; NaN where there are no data.
@@ -201,12 +205,18 @@ class DownscalingModel:
         x = self.predictors(coarse)
         mean = self.mean.predict(x)
         scale = self.uncertainty(x, mean)
-        drawn = self.trained.sample(
-            (members,),
-            self.context(coarse, x, mean, scale, clock),
-            sampler={**self.config.residual.sampler, **(sampler or {})},
-            generator=generator,
-        )
+        context = self.context(coarse, x, mean, scale, clock)
+        options: dict[str, Any] = {
+            "sampler": {**self.config.residual.sampler, **(sampler or {})},
+            "generator": generator,
+        }
+        if seen is None:
+            drawn = self.trained.sample((members,), context, **options)
+        else:
+            from apps.climate_downscaling.constraints import draw_given
+
+            facts = (self.trained, seen, self.transforms, context, mean, self._inflated(scale))
+            drawn = draw_given(*facts, members=members, **options)
         fine = self.transforms.inverse(mean + scale * self._inflated(drawn))
         if conserve:
             fine = self._conserve(fine, coarse)
@@ -286,12 +296,14 @@ class DownscalingModel:
         tensors.setdefault("persistence", unknown)
         residual = build(stored["residual"])
         residual.load_state_dict(without("residual", tensors))
+        config, fine_grid = parse_config(stored["config"]), Grid.from_dict(stored["fine_grid"])
+        tile(residual, config.residual.crop, fine_grid)
         module, _, name = KINDS[stored.get("kind", "blocks")].rpartition(".")
         kind: type[DownscalingModel] = getattr(importlib.import_module(module), name)
         return kind(
-            config=parse_config(stored["config"]),
+            config=config,
             variables=tuple(Variable(**facts) for facts in stored["variables"]),
-            fine_grid=Grid.from_dict(stored["fine_grid"]),
+            fine_grid=fine_grid,
             coarse_grid=Grid.from_dict(stored["coarse_grid"]),
             clock=tuple(stored["clock"]),
             time_step=stored.get("time_step", 0),
@@ -303,8 +315,13 @@ class DownscalingModel:
         )
 
 
-def residual_config(model: DownscalingModel) -> dict[str, Any]:
-    """The config of the residual's model, for `core.build`: what the data fix, then options."""
+def residual_config(model: DownscalingModel, crop: int | None = None) -> dict[str, Any]:
+    """The config of the residual's model, for `core.build`: what the data fix, then options.
+
+    Args:
+        model: what the residual is left by.
+        crop: side of the patches that it is trained on; None for the whole domain.
+    """
     options = dict(model.config.residual.model)
     variables, statics = len(model.names), len(model.statics)
     channels = statics + variables
@@ -319,7 +336,7 @@ def residual_config(model: DownscalingModel) -> dict[str, Any]:
         "patch": 2,
         "multipliers": [1, 2, 2],
         "dropout": 0.1,
-        "periodic_x": model.fine_grid.is_global,
+        "periodic_x": model.fine_grid.is_global and model.config.residual.crop is None,
     }
     defaults: dict[str, Any] = {"family": model.config.residual.family}
     if model.config.residual.family == "diffusion":
@@ -328,7 +345,7 @@ def residual_config(model: DownscalingModel) -> dict[str, Any]:
     return {
         **defaults,
         **options,
-        "event_shape": [variables, *model.fine_grid.shape],
+        "event_shape": [variables, *((crop, crop) if crop else model.fine_grid.shape)],
         "net": {**net, **options.get("net", {})},
     }
 

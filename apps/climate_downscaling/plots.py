@@ -17,6 +17,7 @@ from apps.climate_downscaling.maps import (
     STYLE,
     draw_map,
     field_scale,
+    map_bar,
     new_figure,
     positive_scale,
     ratio,
@@ -188,19 +189,12 @@ def draw_verification(
         image = draw_map(
             axes[-1, 1], found.crps, grid, norm=positive_scale(found.crps), cmap="magma_r"
         )
-        _map_bar(axes[-1, 1], image, score, units, "max")
+        map_bar(axes[-1, 1], image, score, units, "max")
         image = draw_map(
             axes[-1, 2], found.bias, grid, norm=signed_scale(found.bias), cmap="RdBu_r"
         )
-        _map_bar(axes[-1, 2], image, "bias of the mean" if several else "bias", units, "both")
+        map_bar(axes[-1, 2], image, "bias of the mean" if several else "bias", units, "both")
         return [save(figure, Path(folder) / f"verification_{variable.name}.png")]
-
-
-def _map_bar(axes: Axes, image: Any, heading: str, units: str, extend: str) -> None:
-    axes.set_title(heading)
-    bar = axes.figure.colorbar(image, ax=axes, extend=extend, shrink=0.9, aspect=25, pad=0.02)
-    bar.outline.set_linewidth(0.5)
-    bar.set_label(units, labelpad=2)
 
 
 def _draw_ranks(axes: Axes, found: Diagnosis) -> None:

@@ -21,6 +21,7 @@ from apps.climate_downscaling.dispersion import Dispersion
 from apps.climate_downscaling.mean import cross_fit, upsample
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.ood import OutOfDistribution
+from apps.climate_downscaling.patches import Windows
 from apps.climate_downscaling.preprocessing import Transforms
 from apps.climate_downscaling.training_data import (
     Prepared,
@@ -174,6 +175,7 @@ def make_batches(views: Sequence[View], fitted_steps: int) -> Batches:
     """Normalised residuals of the first `fitted_steps` times and their context, for `fit`."""
     config = views[0].model.config
     seed, size, mix = config.fit.seed, config.fit.batch_size, config.residual.mix or 0.0
+    crop = config.residual.crop
 
     def batch(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         view = views[0]
@@ -185,7 +187,12 @@ def make_batches(views: Sequence[View], fitted_steps: int) -> Batches:
             angle = torch.rand(len(r), 1, 1, 1, generator=generator) * mix * math.pi / 2
             other = torch.randint(fitted_steps, (len(r),), generator=generator)
             r = angle.cos() * r + angle.sin() * view.residual(other, generator)
-        return r, view.context(index)
+        context = view.context(index)
+        if crop is None:
+            return r, context
+        shape = (r.shape[-2], r.shape[-1])
+        windows = Windows(len(r), crop, shape, generator)
+        return windows.cut(r), windows.cut_all(context)
 
     return batch
 
@@ -208,26 +215,44 @@ def fitted_steps(steps: int, config: Config) -> int:
 
 @dataclass(frozen=True)
 class Validation:
-    """Times to judge a network with, and the truth there.
+    """Times to judge a network with, and the truth there; patches of a model that is trained on.
 
     Attributes:
-        view: the model's own.
+        model: what is judged belongs to it.
         index: (N,) time steps.
         truth: (N, V, H, W) normalised residuals.
         context: of these.
+        mean: (N, V, H, W) μ.
+        scale: (N, V, H, W) s.
+        fine: (N, V, H, W) canonical units.
+        valid: (N, 1, H, W) cells that have data.
     """
 
-    view: View
+    model: DownscalingModel
     index: Tensor
     truth: Tensor
     context: dict[str, Tensor]
+    mean: Tensor
+    scale: Tensor
+    fine: Tensor
+    valid: Tensor
 
     @classmethod
     def of(cls, view: View, first: int, last: int, times: int) -> Validation:
         """At most `times` steps, evenly spread over first ... last - 1."""
+        model, config = view.model, view.model.config
         index = torch.linspace(first, last - 1, min(times, last - first)).long().unique()
-        truth = view.residual(index, keyed_generator(view.model.config.fit.seed, -1))
-        return cls(view, index, truth, view.context(index))
+        truth = view.residual(index, keyed_generator(config.fit.seed, -1))
+        fields = [truth, view.mean[index], view.scale[index], view.fine[index]]
+        fields.append(model.valid.expand(len(index), 1, -1, -1))
+        context = view.context(index)
+        if config.residual.crop is not None:
+            shape = (truth.shape[-2], truth.shape[-1])
+            places = keyed_generator(config.fit.seed, -4)
+            windows = Windows(len(index), config.residual.crop, shape, places)
+            fields, context = [windows.cut(f) for f in fields], windows.cut_all(context)
+        truth, mean, scale, fine, valid = fields
+        return cls(model, index, truth, context, mean, scale, fine, valid)
 
     def draw(self, network: GenerativeModel, members: int) -> Tensor:
         """(M, N, V, H, W) members, always from the same noise."""
@@ -236,14 +261,14 @@ class Validation:
         return network.sample(
             (members,),
             {name: value.to(device) for name, value in self.context.items()},
-            sampler=self.view.model.config.residual.sampler,
+            sampler=self.model.config.residual.sampler,
             generator=keys,
         ).cpu()
 
     def score(self, network: GenerativeModel) -> float:
         """Fair CRPS of normalised residuals."""
         crps = crps_ensemble(self.draw(network, 8), self.truth)
-        return crps[..., self.view.model.valid].mean().item()
+        return crps[self.valid.expand_as(crps)].mean().item()
 
     def inflation(self, network: GenerativeModel, members: int = 8) -> Tensor:
         """(V,) factor on generated residuals with which spread/skill is 1, in physical units.
@@ -261,12 +286,12 @@ class Validation:
 
     def _spread_skill(self, drawn: Tensor, factor: Tensor) -> Tensor:
         """(V,) of residuals (M, N, V, H, W) times a factor (V,)."""
-        view, index = self.view, self.index
-        z = view.mean[index] + view.scale[index] * factor[:, None, None] * drawn
-        y = view.model.transforms.inverse(z)[..., view.model.valid].double()
-        error = y.mean(0) - view.fine[index][..., view.model.valid]
-        variance = (1 + 1 / len(y)) * y.var(0).mean((0, 2))
-        return (variance / error.square().mean((0, 2))).sqrt()
+        z = self.mean + self.scale * factor[:, None, None] * drawn
+        y = self.model.transforms.inverse(z).double()
+        here, where = self.valid.double(), (0, 2, 3)
+        error = (y.mean(0) - self.fine).square()
+        variance = (1 + 1 / len(y)) * y.var(0)
+        return ((variance * here).sum(where) / (error * here).sum(where)).sqrt()
 
 
 def _floored(dispersion: Dispersion, valid: Tensor) -> Dispersion:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -26,6 +27,7 @@ from apps.climate_downscaling.field import Field, show_time
 from apps.climate_downscaling.grid import match
 from apps.climate_downscaling.ood import WARN_ABOVE
 from apps.climate_downscaling.output import create_store, exporter
+from apps.climate_downscaling.stations import Stations, describe_stations
 from apps.climate_downscaling.template import OOD
 from core.errors import AleatorError
 from core.report import command_line
@@ -48,6 +50,8 @@ class Request:
     time_range: str | None = None
     conserve: bool = True
     coherent: bool = False
+    observations: str | None = None
+    observation_error: tuple[tuple[str, float], ...] = ()
     workers: int | None = None
     scheduler: str | None = None
     chunk: int | None = None
@@ -87,7 +91,10 @@ def run(request: Request, say: Say = print) -> Path:
         known = open_field(request.truth, downscaler.model.names, time_range=request.time_range)
         truth = match(known, downscaler.model.fine_grid)
     say(field.describe())
-    store = _compute(request, downscaler, field)
+    stations = downscaler.stations(request.observations, dict(request.observation_error))
+    if stations is not None:
+        say(describe_stations(stations, field))
+    store = _compute(request, downscaler, field, stations)
     output = store.finish(exporter(request.output))
     say(f"wrote {request.output}: {request.members} members, model {downscaler.model.fingerprint}")
     _warn(output, field, say)
@@ -104,18 +111,21 @@ def run(request: Request, say: Say = print) -> Path:
     return output
 
 
-def _compute(request: Request, downscaler: Downscaler, field: Field) -> PartialStore:
+def _compute(
+    request: Request, downscaler: Downscaler, field: Field, stations: Stations | None
+) -> PartialStore:
     """Fill a partial store, or what is missing of it."""
     chunk = min(request.chunk or _chunk(request, downscaler), len(field))
     described = downscaler.template(
         field, request.members, time_chunk=chunk, history=command_line()
     )
     names = ("members", "seed", "steps", "conserve", "coherent")
-    options = {name: getattr(request, name) for name in names}
+    options: dict[str, Any] = {name: getattr(request, name) for name in names}
     store = PartialStore.open(
         request.output,
         length=len(field),
-        job={"input": field.fingerprint(), "model": downscaler.model.fingerprint, **options},
+        job={"input": field.fingerprint(), "model": downscaler.model.fingerprint, **options}
+        | ({"observations": stations.fingerprint()} if stations else {}),
         create=lambda path: create_store(described, path),
         overwrite=request.overwrite,
     )
@@ -123,7 +133,9 @@ def _compute(request: Request, downscaler: Downscaler, field: Field) -> PartialS
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
     folder = (request.model or bundled_model()).absolute()
     sources = [s if "://" in s else str(Path(s).absolute()) for s in request.sources]
-    job = Job(folder, sources, request.time_range, request.device, threads, **options)
+    job = Job(
+        folder, sources, request.time_range, request.device, threads, stations=stations, **options
+    )
     if workers == 1 and request.scheduler is None:
         job.use(downscaler, field)
     fields = [str(name) for name in described.data_vars if described[name].ndim == 4]

@@ -129,3 +129,26 @@ def time_encoding(times: np.ndarray, units: str | None, calendar: str) -> dict[s
         if (numbers == np.round(numbers)).all() and np.abs(numbers).max() < 2**31:
             return plain | {"units": f"{step} since {since}", "dtype": "int32"}
     return plain | {"units": f"seconds since {since}", "dtype": "float64"}
+
+
+def season_years(times: np.ndarray) -> np.ndarray:
+    """(T,) the year that each time belongs to; a winter is not cut in two.
+
+    Years begin in January where every month occurs, else in the middle of the longest run of
+    months that do not.
+    """
+    if times.dtype.kind == "M":
+        months = times.astype("datetime64[M]").astype(np.int64)
+        year, month = months // 12 + 1970, months % 12
+    else:
+        year, month = (np.array([getattr(t, n) for t in times]) for n in ("year", "month"))
+        month = month - 1
+    present = np.isin(np.arange(12), month)
+    if present.all():
+        return year
+    runs = []  # of absent months: length, first month of the new year
+    for first in np.flatnonzero(~present & np.roll(present, 1)).tolist():
+        length = int(np.argmax(np.roll(present, -first)))
+        runs.append((length, (first + length // 2) % 12))
+    start = max(runs)[1]
+    return year + (month >= start) if start else year

@@ -19,6 +19,7 @@ from apps.climate_downscaling.config import Config
 from apps.climate_downscaling.downscale import ensemble
 from apps.climate_downscaling.field import show_time
 from apps.climate_downscaling.model import DownscalingModel, residual_config
+from apps.climate_downscaling.patches import checked_crop, tile
 from apps.climate_downscaling.prepare import open_prepared
 from apps.climate_downscaling.prognosis_fit import fit_prognosis
 from apps.climate_downscaling.residuals import (
@@ -79,7 +80,7 @@ def train(
     say(f"split: {prepared.describe_split()}")
     started = time.monotonic()
     part = prepared.train
-    config = settle(config, part.stop - part.start)
+    config = settle(config, part.stop - part.start, prepared.fine.grid.shape)
     own = (fit_prognosis if config.predictors.files else fit_view)(prepared, config, part)
     model = own.model
     note_persistence(own, prepared.fine.time_keys()[part])
@@ -87,7 +88,7 @@ def train(
         say(line)
     views = [own, *shifted_views(prepared, own, part, config.residual.positions or 0)]
     torch.manual_seed(seed)
-    residual = build(residual_config(model))
+    residual = build(residual_config(model, config.residual.crop))
     say(f"residual: {_words(model, residual)}, {len(views)} positions of the coarse grid")
     steps, learnt = len(own.fine), fitted_steps(len(own.fine), config)
     first = learnt + config.split.gap if config.split.validation_fraction else steps
@@ -103,9 +104,11 @@ def train(
         device=device,
         job={"data": prepared.fingerprint(), "config": config.to_dict()},
     )
-    model.residual = fitted.model.eval()
+    model.residual = on_domain(model, fitted.model)
+    if fitted.rank:
+        return model  # the first process judges and writes
     unseen = first if score else 0
-    model.inflation = Validation.of(own, unseen, steps, 128).inflation(model.residual)
+    model.inflation = Validation.of(own, unseen, steps, 128).inflation(fitted.model.eval())
     say(f"inflation of generated residuals: {_listed(model.inflation.tolist())}")
     minutes = (time.monotonic() - started) / 60
     scores = judge(model, prepared, device, say)
@@ -118,9 +121,26 @@ def train(
     return dataclasses.replace(model, fingerprint=saved.fingerprint, card=card)
 
 
-def settle(config: Config, steps: int) -> Config:
-    """With "auto" and None replaced by what they mean for this many training fields."""
+def on_domain(model: DownscalingModel, trained: GenerativeModel) -> GenerativeModel:
+    """A network trained on patches, for the whole domain; on whole fields, as it is."""
+    crop = model.config.residual.crop
+    if crop is None:
+        return trained.eval()
+    whole = build(residual_config(model))
+    whole.load_state_dict(trained.state_dict())
+    tile(whole, crop, model.fine_grid)
+    return whole.eval()
+
+
+def settle(config: Config, steps: int, shape: tuple[int, int]) -> Config:
+    """With "auto" and None replaced by what they mean for this many training fields (H, W).
+
+    Raises:
+        AleatorError: patches that do not fit.
+    """
     residual = config.residual
+    crop = checked_crop(residual.crop, shape)
+    residual = dataclasses.replace(residual, crop=crop)
     if residual.context == "auto":
         chosen: Literal["coarse", "static"] = "coarse" if steps >= LONG_ENOUGH else "static"
         residual = dataclasses.replace(residual, context=chosen)

@@ -25,6 +25,9 @@ from apps.climate_downscaling.diagnostics import Diagnosis, Diagnostics, block_l
 from apps.climate_downscaling.evaluation import Tally, table
 from apps.climate_downscaling.field import Field, Variable, show_time
 from apps.climate_downscaling.grid import match
+from apps.climate_downscaling.structure import Structure, structure_table
+from apps.climate_downscaling.tails import Rare, Tails
+from apps.climate_downscaling.times import season_years
 from core.errors import AleatorError
 from core.evaluation import Interval
 from core.progress import progress_bar
@@ -68,8 +71,8 @@ def verify(
     forecast, known = _on_one_grid(forecast, known)
     times = _common_times(forecast, known)
     with _new_folder(output) as folder:
-        judged = _judge(forecast, known, times)
-        tables = _write(folder, forecast, known, times, judged)
+        judged, structure = _judge(forecast, known, times)
+        tables = _write(folder, forecast, known, times, judged, structure)
     for shown in tables:
         shown.print()
     _note(f"wrote {output}: results.json, report.md, figures")
@@ -84,7 +87,8 @@ class Judgement:
         scores: as of `evaluation.scores`.
         intervals: score -> its 95 % interval, where there are times enough.
         block: times per block of the bootstrap of the CRPS.
-        diagnosis: for the figures.
+        diagnosis: for the first sheet of figures.
+        rare: for the second.
     """
 
     variable: Variable
@@ -92,6 +96,7 @@ class Judgement:
     intervals: dict[str, Interval]
     block: int
     diagnosis: Diagnosis
+    rare: Rare
 
     @property
     def amount(self) -> bool:
@@ -154,27 +159,34 @@ def _common_times(forecast: Field, known: Field) -> np.ndarray:
     return np.stack([ours, theirs])
 
 
-def _judge(forecast: Field, known: Field, times: np.ndarray) -> list[Judgement]:
+def _judge(
+    forecast: Field, known: Field, times: np.ndarray
+) -> tuple[list[Judgement], dict[str, Any]]:
     """All variables, a piece of time at once."""
     members = forecast.members or 1
     cells = int(np.prod(forecast.grid.shape))
     most = members * times.shape[1] * cells
     tallies = [Tally(most, amount=is_amount(v)) for v in forecast.variables]
     studies = [Diagnostics() for _ in forecast.variables]
-    keys = forecast.time_keys()
+    rare = [Tails(forecast.grid.shape, amount=is_amount(v)) for v in forecast.variables]
+    structure = Structure(forecast.names, forecast.grid)
+    keys, years = forecast.time_keys(), season_years(forecast.times[times[0]])
     step = max(1, min(STEPS, VALUES // (members * cells * len(forecast.variables))))
     with progress_bar(times.shape[1], "time steps") as advance:
         for start in range(0, times.shape[1], step):
             ours, theirs = times[:, start : start + step]
             drawn, truth = _read(forecast, ours, ensemble=True), _read(known, theirs)
-            for v, (tally, study) in enumerate(zip(tallies, studies, strict=True)):
+            structure.add(drawn, truth, keys[ours].tolist())
+            here = years[start : start + len(ours)]
+            for v, (tally, study, tails) in enumerate(zip(tallies, studies, rare, strict=True)):
                 tally.add(drawn[:, :, v], truth[:, v])
                 study.add(drawn[:, :, v], truth[:, v], keys[ours].tolist())
+                tails.add(drawn[:, :, v], truth[:, v], here)
             advance(len(ours))
-    return [
-        _conclude(variable, tally, study)
-        for variable, tally, study in zip(forecast.variables, tallies, studies, strict=True)
+    judged = [
+        _conclude(*parts) for parts in zip(forecast.variables, tallies, studies, rare, strict=True)
     ]
+    return judged, structure.result()
 
 
 def _read(field: Field, steps: np.ndarray, *, ensemble: bool = False) -> Tensor:
@@ -182,7 +194,7 @@ def _read(field: Field, steps: np.ndarray, *, ensemble: bool = False) -> Tensor:
     return values[None] if ensemble and field.members is None else values
 
 
-def _conclude(variable: Variable, tally: Tally, study: Diagnostics) -> Judgement:
+def _conclude(variable: Variable, tally: Tally, study: Diagnostics, tails: Tails) -> Judgement:
     try:
         found = tally.scores()
     except AleatorError:
@@ -196,14 +208,20 @@ def _conclude(variable: Variable, tally: Tally, study: Diagnostics) -> Judgement
         roots = (float(np.sqrt(v)) for v in (square.mean, square.low, square.high))
         intervals = {"crps": crps, "rmse": Interval(*roots)}
     block = block_length(tally.series("crps"))
-    return Judgement(variable, found, intervals, block, study.result())
+    return Judgement(variable, found, intervals, block, study.result(), tails.result())
 
 
 def _write(
-    folder: Path, forecast: Field, known: Field, times: np.ndarray, judged: list[Judgement]
+    folder: Path,
+    forecast: Field,
+    known: Field,
+    times: np.ndarray,
+    judged: list[Judgement],
+    structure: dict[str, Any],
 ) -> list[Table]:
     """Everything into the folder; returns the tables."""
     from apps.climate_downscaling.plots import draw_verification
+    from apps.climate_downscaling.plots_tails import draw_tails
 
     count = times.shape[1]
     first, last = (show_time(forecast.times[times[0][i]]) for i in (0, -1))
@@ -215,6 +233,8 @@ def _write(
             row["crps_interval"] = _words(j.intervals["crps"])
         tables.append(table([row], amount=j.amount, units=j.variable.units, title=title))
         pictures += draw_verification(folder, j.diagnosis, forecast.grid, j.variable, title=title)
+        pictures += draw_tails(folder, j.rare, forecast.grid, j.variable, title=title)
+    tables.append(structure_table(structure))
     results = write_results(
         folder / "results.json",
         tables,
@@ -224,6 +244,7 @@ def _write(
         times={"count": count, "first": first, "last": last},
         grid=forecast.grid.describe(),
         variables={j.variable.name: _record(j) for j in judged},
+        structure=structure,
     )
     text = report(results, f"{Path(forecast.source).name} against {Path(known.source).name}")
     images = "".join(f"\n![{picture.stem}]({picture.name})\n" for picture in pictures)
@@ -242,6 +263,7 @@ def _record(judged: Judgement) -> dict[str, Any]:
         "bootstrap_block": judged.block,
         "spectra": found.spectra,
         **levels,
+        **judged.rare.record(),
     }
 
 
@@ -251,7 +273,9 @@ def _method(judged: list[Judgement]) -> str:
     return (
         "CRPS is fair (of one member: the absolute error); RMSE, MAE and bias are of the ensemble "
         "mean; spread/skill is 1 if calibrated; LSD is the log-spectral distance of member 1; "
-        "q99.9 is the error of the 99.9 % quantile pooled over members, cells and times. All "
+        "q99.9 is the error of the 99.9 % quantile pooled over members, cells and times. Return "
+        "levels are of extreme value distributions, fitted to the yearly maxima of each cell by "
+        "L-moments; the fractions skill score is of members, each as a forecast. All "
         "common times are used and all cells count alike, except those missing in the truth or in "
         "a member. Intervals are 95 %, by a circular bootstrap of blocks of time as long as twice "
         f"the scores' integrated autocorrelation: {blocks} time steps.\n"

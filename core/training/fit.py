@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from core.model import Context, GenerativeModel, Loss, map_context
+from core.model import Context, GenerativeModel, map_context
 from core.progress import progress_bar
 from core.random import keyed_generator
 from core.training.config import FitConfig
@@ -49,6 +49,7 @@ class Fitted:
         best_step: whose weights these are.
         best_score: their validation score; infinite without one.
         seconds: of training.
+        rank: of this process among those that shared the batches; only the first is to write.
     """
 
     model: GenerativeModel
@@ -56,6 +57,7 @@ class Fitted:
     best_step: int
     best_score: float
     seconds: float
+    rank: int = 0
 
 
 def fit(
@@ -112,6 +114,20 @@ def fit(
     return run.finished()
 
 
+class _Objective(nn.Module):
+    """The loss as a forward pass, of plain tensors: what Fabric wraps, and DDP hooks into."""
+
+    def __init__(self, model: GenerativeModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, x: Tensor, context: Context, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.model.loss(x, context, generator=generator)
+        return loss.value, dict(loss.terms)
+
+
 class _Run:
     """One run: the objects that a step changes."""
 
@@ -132,9 +148,7 @@ class _Run:
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay), config.learning_rate, betas=(0.9, 0.99)
         )
-        self.model, self.optimizer = fabric.setup(model, optimizer)
-        if config.devices > 1:
-            self.model.mark_forward_method("loss")
+        self.model, self.optimizer = fabric.setup(_Objective(model), optimizer)
         self.progress = Progress()
         self.best: Tensors = {}
         self.job = {k: v for k, v in asdict(config).items() if k not in _RUNNING} | job
@@ -170,8 +184,8 @@ class _Run:
         noise = keyed_generator(config.seed, step, 1, fabric.global_rank)
         torch.manual_seed(noise.initial_seed())  # dropout draws from the global stream
         self.model.train()
-        loss: Loss = self.model.loss(x, context, generator=noise)
-        value = loss.mean()
+        losses, terms = self.model(x, context, noise)
+        value = losses.mean()
         if not value.isfinite():
             raise FloatingPointError(
                 f"the loss is {value.item()} at step {step + 1}: lower fit.learning_rate"
@@ -184,9 +198,9 @@ class _Run:
         self.optimizer.zero_grad()
         self.ema.update(self.bare, step)
         if (step + 1) % config.log_every == 0 or step == 0:
-            terms = {name: term.mean().item() for name, term in loss.terms.items()}
+            means = {name: term.mean().item() for name, term in terms.items()}
             gradient = {} if norm is None else {"gradient_norm": float(norm)}
-            self._log({"loss": value.item(), **terms, "learning_rate": rate, **gradient}, step + 1)
+            self._log({"loss": value.item(), **means, "learning_rate": rate, **gradient}, step + 1)
 
     def _validate(self) -> None:
         assert self.score is not None
@@ -230,7 +244,8 @@ class _Run:
             model.load_state_dict(self.best)
         done = self.progress
         best_step = done.best_step if self.best else done.step
-        return Fitted(model, done.step, best_step, done.best_score, done.seconds)
+        rank = self.fabric.global_rank
+        return Fitted(model, done.step, best_step, done.best_score, done.seconds, rank)
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -79,8 +79,9 @@ def test_a_folder_has_results_report_and_figures(pair, tmp_path, capsys):
         "results.json",
         "report.md",
         "verification_tas.png",
+        "extremes_tas.png",
     }
-    results, (table,) = read_results(tmp_path / "out" / "results.json")
+    results, (table, _) = read_results(tmp_path / "out" / "results.json")
     wanted = scores(torch.from_numpy(values[1:]), torch.from_numpy(values[0]))
     record = results["variables"]["tas"]
     assert record["scores"] == pytest.approx(wanted, rel=1e-9)

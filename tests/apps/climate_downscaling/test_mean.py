@@ -100,3 +100,15 @@ def test_options_are_checked():
         MeanConfig(base="spline")
     with pytest.raises(AleatorError, match="at least 2"):
         MeanConfig(blocks=1)
+
+
+@pytest.mark.parametrize(
+    ("h", "w", "count"), [(8, 12, 39), (7, 7, 500), (20, 31, 79), (3, 40, 13), (30, 5, 140)]
+)
+def test_nearest_cells_are_those_of_all_pairs(h, w, count):
+    places = torch.cartesian_prod(torch.arange(h), torch.arange(w))
+    squares = (places[:, None] - places[None]).square().sum(-1)
+    order = squares.sort(dim=1, stable=True).indices[:, :count]
+    index, distance = nearest_cells(h, w, count)
+    assert torch.equal(index, order)
+    torch.testing.assert_close(distance, squares.gather(1, order).double().sqrt())

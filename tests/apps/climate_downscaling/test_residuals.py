@@ -28,7 +28,7 @@ class Narrow(torch.nn.Linear):
 def view(climate_files, settings):
     config = settings()
     prepared = open_prepared(str(climate_files / "fine.nc"), config)
-    config = settle(config, prepared.train.stop)
+    config = settle(config, prepared.train.stop, prepared.fine.grid.shape)
     return fit_view(prepared, config, prepared.train)
 
 
@@ -45,7 +45,9 @@ def test_inflation_of_amounts(climate_files, settings, tmp_path, small_climate):
     small_climate(variable="pr").to_netcdf(tmp_path / "pr.nc")
     config = settings("pr")
     prepared = open_prepared(str(tmp_path / "pr.nc"), config)
-    view = fit_view(prepared, settle(config, prepared.train.stop), prepared.train)
+    view = fit_view(
+        prepared, settle(config, prepared.train.stop, prepared.fine.grid.shape), prepared.train
+    )
     noise = torch.randn(view.mean.shape, generator=torch.Generator().manual_seed(0))
     fine = view.model.transforms.inverse(view.mean + 1.15 * view.scale * noise)
     validation = Validation.of(dataclasses.replace(view, fine=fine), 0, len(fine), 128)

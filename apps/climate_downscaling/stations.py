@@ -1,0 +1,270 @@
+"""Observations at points: a CSV table or a NetCDF file of stations, onto cells of a grid.
+
+A CSV has the columns time, lat, lon and one for each variable, named and with units as
+`tas [degC]` or `pr [mm day-1]`; a NetCDF file has variables (time, station) with CF units, and the
+coordinates lat and lon (station). What is missing is left empty, or NaN. An observation counts for
+the nearest cell that has data, at the time that it has exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from apps.climate_downscaling import cf
+from apps.climate_downscaling.data import open_source
+from apps.climate_downscaling.decode import canonical
+from apps.climate_downscaling.field import Field, Variable
+from apps.climate_downscaling.grid import Grid
+from apps.climate_downscaling.sphere import unit_vectors
+from apps.climate_downscaling.times import time_keys, whole_seconds, with_dates
+from core.errors import AleatorError
+
+ERRORS = {"K": 0.5, "mm day-1": 1.0, "m s-1": 1.0, "Pa": 50.0}
+"""Unit -> standard deviation of an observation about its cell's mean, where none is given."""
+
+_COLUMN = re.compile(r"\s*(?P<name>[^\[\]]+?)\s*(?:\[(?P<units>[^\]]*)\])?\s*")
+_RADIUS = 6371.0
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Observations of one time.
+
+    Attributes:
+        cells: (K,) positions in a field (V, H, W), flattened.
+        values: (K,) canonical units.
+        errors: (K,) standard deviations, the same.
+    """
+
+    cells: np.ndarray
+    values: np.ndarray
+    errors: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Stations:
+    """Observations on the cells of a model.
+
+    Attributes:
+        source: where they came from.
+        by_time: seconds since 1970 -> those of that time.
+        places: how many cells have any.
+        notes: what was done on reading, in words.
+    """
+
+    source: str
+    by_time: Mapping[int, Seen]
+    places: int
+    notes: tuple[str, ...] = field(default=())
+
+    def at(self, key: int) -> Seen | None:
+        """Those of one time, if there are any."""
+        return self.by_time.get(key)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of all values, places, times and errors."""
+        digest = hashlib.sha256()
+        for key in sorted(self.by_time):
+            seen = self.by_time[key]
+            digest.update(np.int64(key).tobytes())
+            for values in (seen.cells, seen.values, seen.errors):
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def read_stations(
+    source: str | Path,
+    variables: tuple[Variable, ...],
+    grid: Grid,
+    valid: np.ndarray,
+    errors: Mapping[str, float] | None = None,
+) -> Stations:
+    """Read observations and find their cells.
+
+    Args:
+        source: CSV or NetCDF.
+        variables: of the model; others in the file are left alone.
+        grid: of the model.
+        valid: (H, W) cells that have data.
+        errors: variable -> standard deviation in canonical units; see `ERRORS`.
+
+    Raises:
+        AleatorError: it cannot be read, has none of the variables, no coordinates, no units, or
+            no station within the grid.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise AleatorError(f"{path}: no such file")
+    dataset = _from_csv(path) if path.suffix.lower() in {".csv", ".txt"} else open_source(path)[0]
+    dataset = dataset.load()
+    time = _time_name(dataset, path)
+    dataset, _ = with_dates(dataset, time, str(path))
+    lat, lon = _places(dataset, path)
+    cell, inside = _nearest(lat, lon, grid, valid, path)
+    keys = time_keys(whole_seconds(dataset[time].values))
+    values = _values(dataset, time, variables, path)
+    spreads = _errors(variables, values, errors or {})
+    notes = [] if inside.all() else [f"{int((~inside).sum())} stations lie outside the model"]
+    rows: dict[int, list[tuple[int, float, float]]] = {}
+    size = int(np.prod(grid.shape))
+    for v, array in values.items():
+        for t, s in zip(*np.nonzero(np.isfinite(array) & inside), strict=True):
+            entry = (v * size + int(cell[s]), float(array[t, s]), spreads[v])
+            rows.setdefault(int(keys[t]), []).append(entry)
+    if not rows:
+        raise AleatorError(f"{path}: no observation within the model's domain")
+    by_time = {key: _merged(entries) for key, entries in rows.items()}
+    places = len(set(cell[inside].tolist()))
+    return Stations(str(path), by_time, places, tuple(notes))
+
+
+def describe_stations(stations: Stations, known: Field) -> str:
+    """What observations there are for the times of a field, in words.
+
+    Raises:
+        AleatorError: none for any of them.
+    """
+    keys = known.time_keys().tolist()
+    some = [key for key in keys if key in stations.by_time]
+    if not some:
+        first, last = (np.datetime64(end(stations.by_time), "s") for end in (min, max))
+        raise AleatorError(
+            f"{stations.source}: no observation at a time of the input; it has {first} to {last}, "
+            "and times must agree to the second"
+        )
+    count = sum(len(stations.by_time[key].cells) for key in some)
+    notes = "".join(f"\n  note: {note}" for note in stations.notes)
+    return (
+        f"{stations.source}: {count} observations in {stations.places} cells, at {len(some)} of "
+        f"{len(keys)} times{notes}"
+    )
+
+
+def _merged(entries: list[tuple[int, float, float]]) -> Seen:
+    """Stations of one cell are averaged: the cell has one value."""
+    cells, values, errors = (np.array(column) for column in zip(*entries, strict=True))
+    unique, index = np.unique(cells, return_inverse=True)
+    count = np.bincount(index)
+    mean = np.bincount(index, values) / count
+    return Seen(unique, mean, np.bincount(index, errors) / count)
+
+
+def _from_csv(path: Path) -> xr.Dataset:
+    """A long table as a dataset (time, station)."""
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise AleatorError(f"{path}: not a CSV table ({error})") from None
+    units = {}
+    for column in list(table.columns):
+        found = _COLUMN.fullmatch(str(column))
+        name = found["name"] if found else str(column)
+        table = table.rename(columns={column: name})
+        if found and found["units"] is not None:
+            units[name] = found["units"]
+    listed = ", ".join(map(str, table.columns))
+    for needed in ("time", "lat", "lon"):
+        if needed not in table:
+            raise AleatorError(f"{path}: no column {needed}; it has {listed}")
+    try:
+        table["time"] = pd.to_datetime(table["time"]).dt.tz_localize(None)
+    except (ValueError, TypeError) as error:
+        raise AleatorError(f"{path}: column time holds no dates ({error})") from None
+    place = table.groupby(["lat", "lon"], sort=False).ngroup()
+    if table.assign(place=place).duplicated(["time", "place"]).any():
+        raise AleatorError(f"{path}: a place has two rows for one time; keep one of them")
+    index = [table["time"], place.rename("station")]
+    fields = table.drop(columns=["time", "lat", "lon"]).select_dtypes("number")
+    dataset = fields.set_index(pd.MultiIndex.from_arrays(index)).to_xarray()
+    coordinates = table.groupby(place)[["lat", "lon"]].first()
+    for name in ("lat", "lon"):
+        dataset[name] = ("station", coordinates[name].to_numpy())
+    for name, unit in units.items():
+        if name in dataset:
+            dataset[name].attrs["units"] = unit
+    return dataset
+
+
+def _time_name(dataset: xr.Dataset, path: Path) -> str:
+    for name in ("time", "valid_time", "date"):
+        if name in dataset.dims:
+            return name
+    raise AleatorError(f"{path}: no time dimension; stations are variables (time, station)")
+
+
+def _places(dataset: xr.Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    found = []
+    for names in (("lat", "latitude"), ("lon", "longitude")):
+        name = next((n for n in names if n in dataset.variables), None)
+        if name is None or dataset[name].ndim != 1:
+            raise AleatorError(
+                f"{path}: no coordinate {names[0]} of the stations; give lat and lon (station)"
+            )
+        found.append(dataset[name].values.astype(np.float64))
+    return found[0], found[1]
+
+
+def _values(
+    dataset: xr.Dataset, time: str, variables: tuple[Variable, ...], path: Path
+) -> dict[int, np.ndarray]:
+    """Number of the variable -> (T, S) in canonical units."""
+    found = {}
+    for v, variable in enumerate(variables):
+        names = cf.fitting(dataset, variable.name)
+        if len(names) == 1 and dataset[names[0]].ndim == 2:
+            array, _ = canonical(dataset, names[0], str(path))
+            found[v] = array.transpose(time, ...).values
+    if not found:
+        wanted = ", ".join(variable.name for variable in variables)
+        have = ", ".join(map(str, dataset.data_vars)) or "nothing"
+        raise AleatorError(f"{path}: none of the model's variables ({wanted}); it has {have}")
+    return found
+
+
+def _errors(
+    variables: tuple[Variable, ...], present: Mapping[int, np.ndarray], given: Mapping[str, float]
+) -> dict[int, float]:
+    names = [variable.name for variable in variables]
+    if strange := set(given) - set(names):
+        raise AleatorError(
+            f"--observation-error {min(strange)}: the model's variables are {', '.join(names)}"
+        )
+    found = {}
+    for v in present:
+        error = given.get(names[v], ERRORS.get(variables[v].units))
+        if error is None:
+            raise AleatorError(f"--observation-error {names[v]}=VALUE is needed for this variable")
+        if not error > 0:
+            raise AleatorError(f"--observation-error {names[v]}={error:g}: it must be positive")
+        found[v] = float(error)
+    return found
+
+
+def _nearest(
+    lat: np.ndarray, lon: np.ndarray, grid: Grid, valid: np.ndarray, path: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """(S,) nearest cell with data, and whether it is within a cell's diagonal."""
+    where = grid.geographic()
+    if where is None:
+        raise AleatorError(
+            f"{path}: the model's grid has no latitudes and longitudes to find the stations on"
+        )
+    cells = np.flatnonzero(valid.ravel())
+    centres = unit_vectors(*(c.ravel()[cells] for c in where))
+    near = np.arccos(np.clip(unit_vectors(lat, lon).T @ centres, -1, 1))
+    best = near.argmin(1)
+    # a cell's size from its nearest neighbour on the map, whatever the projection
+    p = unit_vectors(*(c for c in where))
+    step = max(
+        float(np.linalg.norm(np.diff(p, axis=axis), axis=0).max(initial=0.0)) for axis in (1, 2)
+    )
+    inside = near[np.arange(len(lat)), best] <= 1.5 * step
+    return cells[best], inside
