@@ -66,4 +66,4 @@ def test_the_classifier_sees_a_shift_and_nothing_where_there_is_nothing():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(3000, 3)), rng.normal(size=(3000, 3))
     assert jets.auc(a, b, 0) == pytest.approx(0.5, abs=0.03)
-    assert jets.auc(a, b + [0.5, 0, 0], 0) > 0.58
+    assert jets.auc(a, b + np.array([0.5, 0, 0]), 0) > 0.58

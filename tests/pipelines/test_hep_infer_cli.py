@@ -11,6 +11,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from apps.hep_simulation.inference.infer import SAMPLE
+from apps.hep_simulation.jets.simulate import SAMPLE as JETS
 from pipelines.hep_infer import app
 
 
@@ -153,6 +154,20 @@ def test_help_is_instant():
     assert "simulate-objects" in run.stdout
     assert "torch" not in {line.rsplit("|", 1)[-1].strip() for line in run.stderr.splitlines()}
     assert time.perf_counter() - since < 10
+
+
+def test_simulate_objects_without_an_argument_runs_on_the_sample(tmp_path):
+    uproot = pytest.importorskip("uproot")
+    out = tmp_path / "o.root"
+    result = invoke("simulate-objects", "-o", out)
+    assert result.exit_code == 0, result.output
+    made, real = (
+        uproot.open(path)["Events"].arrays(["Jet_pt", "GenJet_pt", "Jet_chHEF"])
+        for path in (out, JETS / "events.root")
+    )
+    assert made.GenJet_pt.tolist() == real.GenJet_pt.tolist()
+    count, expected = (sum(len(jets) for jets in a.Jet_pt) for a in (made, real))
+    assert count == pytest.approx(expected, rel=0.06)
 
 
 def test_jets_are_trained_and_simulated_and_mistakes_named(tmp_path):
