@@ -5,14 +5,17 @@
 
 DATA holds `hep/pythia_jets`, `hep/pythia_lep_theta` and `hep/cms_nanoaod`. Models that FOLDER does
 not have are trained there first, on the training files alone. `--sbi` is an interpreter that has
-the package sbi; without it those rows are left out. Writes hep_jets.{md,json} and
+the package sbi; without it those rows are left out. Rows of the inference that are done are kept
+in FOLDER/rows, so that a benchmark that was stopped goes on. Writes hep_jets.{md,json} and
 hep_inference.{md,json}.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from apps.hep_simulation.inference.evaluation import Judged, judge
 from apps.hep_simulation.inference.posterior import Inference, load
 from core.evaluation import sbc
 from core.random import keyed_generator
-from core.report import Table, report, write_results, write_text
+from core.report import Row, Table, report, write_results, write_text
 
 HERE = Path(__file__).parent
 LEVEL = 0.994458
@@ -86,16 +89,17 @@ def pythia(folder: Path, models: Path, sbi: Path | None, seeds: int) -> list[Tab
         trained(folder / "train.hdf5", models / f"hep_npe_{seed}", "npe", seed)
         for seed in range(seeds)
     ]
-    for n in (1, 10, 50):
+    for n in (50, 10, 1):
         for seed, model in enumerate(ours):
-            rows.append(_judged(f"ours, seed {seed}", model, test.first(n)))
+            name = f"ours, seed {seed}"
+            rows.append(kept(models, name, n, lambda m=model, n=n: _judged(m, test.first(n))))
     likelihood = trained(folder / "train.hdf5", models / "hep_nle", "nle", 0)
-    rows.append(_judged("ours, likelihood (NLE)", likelihood, test, draws=200))
+    name = "ours, likelihood (NLE)"
+    rows.append(kept(models, name, 50, lambda: _judged(likelihood, test, draws=200)))
     if sbi is not None:
         from hep_infer_sbi import npe
 
-        for seed in range(seeds):
-            rows.append({"method": f"sbi NPE, seed {seed}", **npe(sbi, train, test, seed)})
+        rows.append(kept(models, "sbi NPE", 50, lambda: npe(sbi, train, test, 0)))
     title = (
         f"Pythia parameters, {len(test)} test parameters; ln q in nats over the prior; the same "
         "weights for every number of events"
@@ -114,10 +118,17 @@ def trained(source: Path | EventSets, folder: Path, method: str, seed: int) -> I
     )
 
 
-def _judged(name: str, model: Inference, sets: EventSets, draws: int = 500) -> dict[str, Any]:
-    print(f"{name}, {sets.x.shape[1]} events", file=sys.stderr, flush=True)
-    row = judge(model, sets, draws=draws).row()
-    return {"method": name, "events": sets.x.shape[1], **row}
+def kept(models: Path, name: str, events: int, make: Callable[[], Row]) -> Row:
+    """A row of an earlier sitting, or made now."""
+    path = models / "rows" / f"{name}, {events}.json".replace(" ", "_")
+    if not path.exists():
+        print(f"{name}, {events} events", file=sys.stderr, flush=True)
+        write_text(path, json.dumps(dict(make())))
+    return {"method": name, "events": events, **json.loads(path.read_text())}
+
+
+def _judged(model: Inference, sets: EventSets, draws: int = 500) -> Row:
+    return judge(model, sets, draws=draws).row()
 
 
 def summaries(x: np.ndarray) -> np.ndarray:

@@ -37,8 +37,11 @@ draws, at_draws, at_truth = [], [], []
 for x, t in zip(test, truth):
     d = posterior.sample((int(given["draws"]),), x=x, show_progress_bars=False)
     draws.append(d.numpy())
-    at_draws.append(posterior.log_prob(d, x=x).numpy())
-    at_truth.append(posterior.log_prob(t[None], x=x).numpy()[0])
+    found = posterior.log_prob(
+        torch.cat([d, t[None]]), x=x, leakage_correction_params={"num_rejection_samples": 2000}
+    ).numpy()
+    at_draws.append(found[:-1])
+    at_truth.append(found[-1])
 np.savez(sys.argv[2], draws=np.stack(draws, 1), at_draws=np.stack(at_draws, 1), at_truth=at_truth)
 """
 
@@ -75,4 +78,4 @@ def npe(python: Path, train: EventSets, test: EventSets, seed: int) -> dict[str,
         tarp(draws, truths, torch.rand(truths.shape, generator=generator, dtype=torch.float64)),
         expected_coverage(at_draws, at_truth, generator), draws, truths,
     )  # fmt: skip
-    return {"events": test.x.shape[1], **judged.row()}
+    return judged.row()
