@@ -49,7 +49,7 @@ class ResidualConfig:
     """The generative model of what the mean leaves.
 
     Attributes:
-        family: "diffusion", "flow_matching", or whatever else `core.build` knows.
+        family: "diffusion", "flow_matching", "glow", "residual_flow" or "vae".
         context: "coarse": the coarse field, the mean, the clock, and what is static;
             "static": only the latter, for series too short to learn more than one climate of
             residuals from (a few hundred independent fields); "auto": static below 1000 fields.
@@ -57,7 +57,8 @@ class ResidualConfig:
             keeps means (zero) and covariances and stops a network from learning fields by heart.
             None is 1 for a static context, else 0.
         positions: of the coarse grid over the fine data, beside its own, that training uses too;
-            at most factor² - 1. None is up to 4 for a coarse context, else 0.
+            at most factor² - 1. None is up to 4 for a coarse context, else 0. Diffusion and flow
+            matching only: other families know one size of field.
         crop: side of the patches, in fine cells, that training cuts from a large domain; sampling
             then goes by tiles of that size. None takes the domain whole.
         sampler: how members are drawn, e.g. {"name": "2m", "steps": 12}.

@@ -102,7 +102,7 @@ def draw_given(
     scale: Tensor,
     *,
     members: int,
-    sampler: Mapping[str, Any],
+    sampler: Mapping[str, Any] | None,
     generator: Generators | None,
 ) -> Tensor:
     """Residuals of one time given its observations.
@@ -115,7 +115,7 @@ def draw_given(
         mean: (1, V, H, W) μ.
         scale: (1, V, H, W) what a residual is multiplied by.
         members: M.
-        sampler: of the model.
+        sampler: of the model; None of families that have none.
         generator: M streams, or one.
 
     Returns:
@@ -128,14 +128,8 @@ def draw_given(
     centre, spread = (v.reshape(-1)[place] for v in (mean, scale))
 
     operator = Points(place, centre, spread, errors, least)
-    options: dict[str, Any] = {"sampler": dict(sampler)} if _guided(model) else {}
+    options: dict[str, Any] = {} if sampler is None else {"sampler": dict(sampler)}
     given = posterior(
         model, (values / errors)[None], operator, noise=1.0, context=context, **options
     )
     return given.sample((members,), generator=generator)
-
-
-def _guided(model: GenerativeModel) -> bool:
-    from core.path_model import PathModel
-
-    return isinstance(model, PathModel)

@@ -22,6 +22,7 @@ from torch import Tensor
 from apps.climate_downscaling.config import Config, parse_config
 from apps.climate_downscaling.conserve import block_mean, project
 from apps.climate_downscaling.dispersion import Dispersion
+from apps.climate_downscaling.families import Condition, family_config, sampler_of
 from apps.climate_downscaling.field import Field, Variable
 from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.mean import LocalRidge, upsample
@@ -207,7 +208,7 @@ class DownscalingModel:
         scale = self.uncertainty(x, mean)
         context = self.context(coarse, x, mean, scale, clock)
         options: dict[str, Any] = {
-            "sampler": {**self.config.residual.sampler, **(sampler or {})},
+            "sampler": self.sampler(sampler),
             "generator": generator,
         }
         if seen is None:
@@ -221,6 +222,11 @@ class DownscalingModel:
         if conserve:
             fine = self._conserve(fine, coarse)
         return torch.where(self.valid.to(fine.device), fine, torch.nan)
+
+    def sampler(self, over: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """The config's sampler with some options changed; None of families that have none."""
+        own = sampler_of(self.trained, self.config.residual.sampler)
+        return own if own is None else {**own, **(over or {})}
 
     def _inflated(self, drawn: Tensor) -> Tensor:
         return self.inflation.to(drawn)[:, None, None] * drawn
@@ -322,32 +328,19 @@ def residual_config(model: DownscalingModel, crop: int | None = None) -> dict[st
         model: what the residual is left by.
         crop: side of the patches that it is trained on; None for the whole domain.
     """
-    options = dict(model.config.residual.model)
-    variables, statics = len(model.names), len(model.statics)
-    channels = statics + variables
+    channels = len(model.statics) + len(model.names)
     coarse = model.config.residual.context == "coarse"
     if coarse:
         channels += model.weather_channels
-    net = {
-        "name": "unet",
-        "field_channels": channels,
-        "vector_dim": 2 * len(model.clock) if coarse else 0,
-        "channels": 24,
-        "patch": 2,
-        "multipliers": [1, 2, 2],
-        "dropout": 0.1,
-        "periodic_x": model.fine_grid.is_global and model.config.residual.crop is None,
-    }
-    defaults: dict[str, Any] = {"family": model.config.residual.family}
-    if model.config.residual.family == "diffusion":
-        defaults |= {"path": {"name": "edm", "sigma_min": 0.01, "sigma_max": 20.0}}
-        defaults |= {"log_sigma_mean": -0.4, "log_sigma_std": 1.2}
-    return {
-        **defaults,
-        **options,
-        "event_shape": [variables, *((crop, crop) if crop else model.fine_grid.shape)],
-        "net": {**net, **options.get("net", {})},
-    }
+    condition = Condition(
+        variables=len(model.names),
+        shape=(crop, crop) if crop else model.fine_grid.shape,
+        field_channels=channels,
+        vector_dim=2 * len(model.clock) if coarse else 0,
+        periodic_x=model.fine_grid.is_global and model.config.residual.crop is None,
+    )
+    residual = model.config.residual
+    return family_config(residual.family, condition, residual.model)
 
 
 def clock_vector(field: Field, clock: Sequence[str], start: int, stop: int) -> Tensor:

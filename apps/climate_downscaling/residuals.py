@@ -18,6 +18,7 @@ from torch import Tensor
 
 from apps.climate_downscaling.config import Config
 from apps.climate_downscaling.dispersion import Dispersion
+from apps.climate_downscaling.families import sampler_of
 from apps.climate_downscaling.mean import cross_fit, upsample
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.ood import OutOfDistribution
@@ -261,7 +262,7 @@ class Validation:
         return network.sample(
             (members,),
             {name: value.to(device) for name, value in self.context.items()},
-            sampler=self.model.config.residual.sampler,
+            sampler=sampler_of(network, self.model.config.residual.sampler),
             generator=keys,
         ).cpu()
 

@@ -17,6 +17,7 @@ import torch
 
 from apps.climate_downscaling.config import Config
 from apps.climate_downscaling.downscale import ensemble
+from apps.climate_downscaling.families import ANY_SIZE
 from apps.climate_downscaling.field import show_time
 from apps.climate_downscaling.model import DownscalingModel, residual_config
 from apps.climate_downscaling.patches import checked_crop, tile
@@ -147,6 +148,13 @@ def settle(config: Config, steps: int, shape: tuple[int, int]) -> Config:
     if residual.mix is None:
         mix = 1.0 if residual.context == "static" else 0.0
         residual = dataclasses.replace(residual, mix=mix)
+    if crop and residual.family not in ANY_SIZE:
+        raise AleatorError(
+            f"residual.crop={crop}: patches are for {' and '.join(ANY_SIZE)}, not for "
+            f"{residual.family}"
+        )
+    if residual.family not in ANY_SIZE:
+        residual = dataclasses.replace(residual, positions=0)
     if residual.positions is None:
         others = max(0, config.factor**2 - 1)  # none with predictors of their own
         positions = min(4, others) if residual.context == "coarse" else 0

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from core.errors import AleatorError
 from core.model import Context
+from core.nets.conditions import Conditions
 from core.nets.embeddings import ConditionEmbedding
 from core.nets.unet import Conv, ResBlock
 
@@ -30,6 +31,7 @@ class Coder(nn.Module):
         out_shape: Sequence[int],
         vector_dim: int = 0,
         classes: int = 0,
+        field_channels: int = 0,
         channels: int = 16,
         multipliers: Sequence[int] = (1, 2),
         blocks: int = 1,
@@ -42,6 +44,8 @@ class Coder(nn.Module):
             out_shape: of the output.
             vector_dim: length of the context `vector`, 0 if none.
             classes: number of values of the context `label`, 0 if none.
+            field_channels: channels of the context `field`, of the image's resolution, 0 if none;
+                it is averaged to the resolution of each level.
             channels: features at the finest level.
             multipliers: features of each level, in units of `channels`.
             blocks: residual blocks a level.
@@ -70,7 +74,8 @@ class Coder(nn.Module):
         widths = [channels * m for m in multipliers]
         width = 4 * channels
         self.condition = ConditionEmbedding(width, vector_dim, classes)
-        self.blocks, self.resize = nn.ModuleList(), nn.ModuleList()
+        self.conditions = Conditions(vector_dim, classes, field_channels)
+        self.blocks, self.resize, self.told = (nn.ModuleList() for _ in range(3))
         order = widths if self.encodes else widths[::-1]
         current = order[0]
         for level, features in enumerate(order):
@@ -79,6 +84,8 @@ class Coder(nn.Module):
                 for k in range(blocks)
             ]
             self.blocks.append(nn.ModuleList(group))
+            if field_channels:
+                self.told.append(nn.Conv2d(field_channels, current, 1))
             current = features
             if level + 1 < len(order):
                 self.resize.append(Conv(current, current, stride=2 if self.encodes else 1))
@@ -107,6 +114,8 @@ class Coder(nn.Module):
             h = h.reshape(len(x), -1, *self.grid)
         for level, group in enumerate(self.blocks):
             assert isinstance(group, nn.ModuleList)
+            if self.told:
+                h = h + self.told[level](self.conditions.field(context, h))
             for block in group:
                 h = block(h, condition)
             if level < len(self.resize):
