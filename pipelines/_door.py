@@ -29,6 +29,12 @@ def door(help: str) -> typer.Typer:
     )
 
 
+def adopt(app: typer.Typer, *others: typer.Typer) -> None:
+    """Let an application have the commands of others, which remain what they are."""
+    for other in others:
+        app.registered_commands.extend(other.registered_commands)
+
+
 def fail(message: object, code: int = 2) -> NoReturn:
     """One line on stderr, then exit."""
     line = " ".join(str(message).split())

@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines._door import door, friendly, overrides, say
+from pipelines import driving_score
+from pipelines._door import adopt, door, friendly, overrides, say
 
 app = door(
     "Simulate unexpected objects in road images, train with them, and score every pixel.\n\n"
+    "Try it: `score` writes heat maps of bundled photographs with bundled weights.\n\n"
     "Your own data: `train FRAMES -o my_model --negatives flow` (FRAMES/images, FRAMES/labels), "
     "then `score IMAGES -o scores --model my_model`. Look at what is simulated: "
     "`synthesize FRAMES -o pictures --negatives diffusion`."
@@ -164,6 +166,8 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
             kept[key] = value
     return kept
 
+
+adopt(app, driving_score.app)
 
 if __name__ == "__main__":
     app()

@@ -1,4 +1,4 @@
-"""`python -m pipelines.hep`: calorimeter showers, learned from a simulation and judged like it."""
+"""`python -m pipelines.hep`: showers, jets and theory parameters, learned from simulations."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from pipelines._door import door, friendly, overrides, say
+from pipelines import hep_infer
+from pipelines._door import adopt, door, friendly, overrides, say
 
 app = door(
     "Learned calorimeter showers in CaloChallenge's layout: train on Geant4 showers, simulate "
-    "tens of times faster than it on one core, judge as the challenge judges.\n\n"
+    "tens of times faster than it on one core, judge as the challenge judges. Reconstructed jets "
+    "from generator-level ones, and theory parameters inferred from sets of events.\n\n"
     "Try it: `python -m pipelines.hep simulate` runs bundled weights. Your own detector: "
     "`train SHOWERS.hdf5 --geometry BINNING.xml -o my_model`, then "
     "`simulate --model my_model --energies 1:64:log -n 10000 -o out.hdf5`, then "
@@ -192,6 +194,8 @@ def info(
 
     print(describe(thing))
 
+
+adopt(app, hep_infer.app)
 
 if __name__ == "__main__":
     app()
