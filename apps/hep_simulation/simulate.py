@@ -147,7 +147,7 @@ def run(request: Request, *, say: Say = print) -> Path:
     Raises:
         AleatorError: bad options, the output exists, or (strict) conditions outside of training.
     """
-    torch.set_num_threads(max(1, torch.get_num_threads()))
+    torch.set_num_threads(1)  # operations are small: threads cost more than they give
     simulator = Simulator.load(request.model)
     model, conditions = simulator.model, settled(request.conditions, simulator.model)
     request = replace(request, conditions=conditions)
