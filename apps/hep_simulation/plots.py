@@ -104,6 +104,8 @@ def _profiles(figure: Any, generated: Sample, reference: Sample) -> None:
 
 def _response(figure: Any, generated: Sample, reference: Sample) -> None:
     """Linearity and resolution against the incident energy."""
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+
     axes = figure.subplots(1, 2)
     bins = response_bins(generated.features, reference.features)
     energy = [np.sqrt(b.low * b.high) / 1000 for b in bins]
@@ -113,6 +115,9 @@ def _response(figure: Any, generated: Sample, reference: Sample) -> None:
         axis.axhspan(-limit, limit, color="0.93")
         axis.errorbar(energy, values, errors, fmt="o", color=BLUE)
         axis.set(xscale="log", xlabel="E_inc, GeV", ylabel=f"{name}, % from the reference")
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_minor_locator(NullLocator())
 
 
 def _correlations(figure: Any, generated: Sample, reference: Sample) -> None:
