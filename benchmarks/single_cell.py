@@ -1,8 +1,8 @@
 """Denoisers of single cells beside each other, on the same molecules, in the same process.
 
-    python benchmarks/single_cell.py DATA [--cases pbmc3k,thin10,citeseq] [--seeds 0,1,2]
+    python benchmarks/single_cell.py DATA [--cases pbmc3k,log_error,thin10,citeseq] [--seeds 0,1,2]
                                      [--methods ours,...] [--nested none|steps|search]
-                                     [--name single_cell] [--out FOLDER]
+                                     [--folder RUNS] [--name single_cell] [--out FOLDER]
 
 DATA is the folder with `pbmc3k`, `sc_mixology_cells` and `citeseq_pbmc_mini` (where they come
 from: docs/single_cell.md). Every method sees the training molecules only and is scored on the
@@ -23,20 +23,22 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import scipy.sparse as sp
+import torch
 
 from apps.single_cell.baselines import baselines
 from apps.single_cell.config import Config
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Design
+from apps.single_cell.decision import for_log_error
 from apps.single_cell.evaluation import coverage_by, protein_agreement, truth_scores
 from apps.single_cell.fitting import fit_model
-from apps.single_cell.mcv import cross_validate, split, thin
-from apps.single_cell.posterior import pit, rates
+from apps.single_cell.mcv import Tally, cross_validate, split, thin
+from apps.single_cell.posterior import pit, rates, sample_rates
 from apps.single_cell.selection import BASE, select
 from core.report import Table, report, write_results, write_text
 
 HERE = Path(__file__).parent
-OURS, SCVI = "ours", "scvi"
+OURS, SCVI, DRAW = "ours", "scvi", "ours, one draw of the posterior"
 SHOWN = {
     OURS: "ours",
     SCVI: "scVI, NB, 100 epochs",
@@ -62,8 +64,8 @@ PROTEINS = {
 class Ours:
     """Our model on one interface with the baselines."""
 
-    def __init__(self, seed: int, nested: str) -> None:
-        self.seed, self.nested = seed, nested
+    def __init__(self, seed: int, nested: str, folder: Path | None = None) -> None:
+        self.seed, self.nested, self.folder = seed, nested, folder
 
     def fit(self, counts: sp.csr_matrix):
         n = counts.shape[0]
@@ -76,7 +78,14 @@ class Ours:
             ).config
         library = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
         fitted = fit_model(
-            Counts(counts), library, self.design, config, seed=self.seed, progress=None
+            Counts(counts),
+            library,
+            self.design,
+            config,
+            seed=self.seed,
+            folder=self.folder,
+            resume=True,
+            progress=None,
         )
         self.model = fitted.model
         return self
@@ -88,6 +97,16 @@ class Ours:
 
     def predict(self, counts: sp.csr_matrix) -> np.ndarray:
         return np.concatenate([part.mean for part in self.parts(counts)])
+
+    def draw(self, counts: sp.csr_matrix) -> np.ndarray:
+        """One draw of the rates from their posterior, instead of their mean."""
+        found = []
+        for start in range(0, counts.shape[0], 256):
+            x = torch.from_numpy(counts[start : start + 256].toarray()).float()
+            keys = range(start, start + len(x))
+            drawn = sample_rates(self.model, x, {"library": x.sum(1)}, 1, self.seed, keys)
+            found.append(drawn[0].numpy())
+        return np.concatenate(found)
 
 
 class ScVI:
@@ -112,21 +131,24 @@ class ScVI:
         return np.asarray(share) * np.asarray(counts.sum(1))
 
 
-def methods(names: list[str], seed: int, nested: str, rank: int) -> dict:
-    """Fresh methods by name."""
-    known = {OURS: Ours(seed, nested), **baselines(seed=seed), SCVI: ScVI(seed)}
+def methods(names: list[str], seed: int, nested: str, rank: int, folder: Path | None) -> dict:
+    """Fresh methods by name; the state of our training goes into the folder."""
+    own = None if folder is None else folder / f"seed{seed}"
+    known = {OURS: Ours(seed, nested, own), **baselines(seed=seed), SCVI: ScVI(seed)}
     known["Poisson NMF"].rank = rank
     return {name: known[name] for name in names}
 
 
-def held_out(data: Path, names: list[str], seeds: list[int], nested: str) -> list[Table]:
+def held_out(
+    data: Path, names: list[str], seeds: list[int], nested: str, folder: Path | None
+) -> list[Table]:
     """pbmc3k: corrected molecular cross-validation, and coverage of our intervals."""
     counts, labels = _counts(data / "pbmc3k" / "pbmc3k.h5ad", "cell_type")
     scores: dict[str, list[dict]] = {name: [] for name in names}
     covered = []
     for seed in seeds:
         molecules = split(counts, 0.9, seed, as_published=True)
-        for name, method in methods(names, seed, nested, 20).items():
+        for name, method in methods(names, seed, nested, 20, folder).items():
             started, used = time.perf_counter(), time.process_time()
             method.fit(molecules.train)
             tally = cross_validate(method.predict, molecules)
@@ -166,6 +188,35 @@ def held_out(data: Path, names: list[str], seeds: list[int], nested: str) -> lis
         )
     ]
     return [*tables, *([_coverage_table(covered, seeds)] if covered else [])]
+
+
+def log_error(
+    data: Path, names: list[str], seeds: list[int], nested: str, folder: Path | None
+) -> list[Table]:
+    """pbmc3k: the published error of log-normalised test molecules, by rates and by decision."""
+    counts, _ = _counts(data / "pbmc3k" / "pbmc3k.h5ad", "cell_type")
+    rows = []
+    for seed in seeds:
+        molecules = split(counts, 0.9, seed, as_published=True)
+        ours = methods([OURS], seed, nested, 20, folder)[OURS].fit(molecules.train)
+        plain, decided = Tally(molecules.ratio), Tally(molecules.ratio)
+        for part in ours.parts(molecules.train):
+            rows_of = slice(part.start, part.stop)
+            train, test = molecules.train[rows_of], molecules.test[rows_of]
+            depth = np.maximum(np.asarray(train.sum(1, dtype=np.float64)).ravel(), 1)
+            plain.add(part.mean, test)
+            decided.add(for_log_error(part, molecules.ratio, depth), test)
+        found = {"rates": plain.scores(), "decided for this error": decided.scores()}
+        rows += [{"seed": seed, "output": name, **scores} for name, scores in found.items()]
+        _say(f"pbmc3k, seed {seed}: {found}")
+    columns = {
+        "seed": "seed",
+        "output": "output of ours",
+        "mse": "MSE of logs",
+        "poisson": "corrected Poisson",
+    }
+    title = "pbmc3k: error of log-normalised test molecules, as published"
+    return [Table(rows, columns, {"mse": ".4f", "poisson": ".5f"}, {}, title)]
 
 
 def _coverage(ours: Ours, molecules, labels: np.ndarray, seed: int) -> dict[str, float]:
@@ -211,7 +262,9 @@ def _coverage_table(found: list[dict[str, float]], seeds: list[int]) -> Table:
     return Table(rows, columns, dict.fromkeys(list(columns)[1:], ".4f"), {}, title)
 
 
-def known_truth(data: Path, names: list[str], seeds: list[int], nested: str) -> list[Table]:
+def known_truth(
+    data: Path, names: list[str], seeds: list[int], nested: str, folder: Path | None
+) -> list[Table]:
     """Five cell lines thinned to a tenth, against the other nine tenths."""
     path = data / "sc_mixology_cells" / "sc_mixology_cells.h5ad"
     adata = ad.read_h5ad(path)
@@ -223,10 +276,13 @@ def known_truth(data: Path, names: list[str], seeds: list[int], nested: str) -> 
         seen, truth = thin(counts, 0.1, seed)
         genes = np.asarray(seen.sum(0)).ravel() > 0
         seen, truth = seen[:, genes], truth[:, genes]
-        for name, method in methods(names, seed, nested, 15).items():
+        for name, method in methods(names, seed, nested, 15, folder).items():
             found = truth_scores(method.fit(seen).predict(seen), truth)
             rows[name].append(found)
             _say(f"thin10, seed {seed}: {name} {found}")
+            if name == OURS:
+                rows.setdefault(DRAW, []).append(truth_scores(method.draw(seen), truth))
+                _say(f"  one draw: {rows[DRAW][-1]}")
     columns = {"mse": "MSE", "gene_r": "gene r", "gene_gene": "gene–gene RMSE"}
     table = [
         {"method": SHOWN.get(n, n), **{k: float(np.mean([f[k] for f in fs])) for k in columns}}
@@ -239,7 +295,9 @@ def known_truth(data: Path, names: list[str], seeds: list[int], nested: str) -> 
     ]
 
 
-def proteins(data: Path, names: list[str], seeds: list[int], nested: str) -> list[Table]:
+def proteins(
+    data: Path, names: list[str], seeds: list[int], nested: str, folder: Path | None
+) -> list[Table]:
     """CITE-seq: denoised mRNA against measured protein."""
     adata = ad.read_h5ad(data / "citeseq_pbmc_mini" / "citeseq_pbmc_mini.h5ad")
     counts = sp.csr_matrix(adata.X)
@@ -250,7 +308,7 @@ def proteins(data: Path, names: list[str], seeds: list[int], nested: str) -> lis
     for name in names:
         found = []
         for seed in seeds:
-            method = methods([name], seed, nested, 15)[name]
+            method = methods([name], seed, nested, 15, folder)[name]
             output = method.fit(counts).predict(counts)
             r = protein_agreement(output, list(adata.var_names), measured, pairs)
             found.append(float(np.mean(list(r.values()))))
@@ -261,7 +319,7 @@ def proteins(data: Path, names: list[str], seeds: list[int], nested: str) -> lis
     return [Table(rows, columns, {"spearman": ".3f"}, {"spearman": "max"}, title)]
 
 
-CASES = {"pbmc3k": held_out, "thin10": known_truth, "citeseq": proteins}
+CASES = {"pbmc3k": held_out, "log_error": log_error, "thin10": known_truth, "citeseq": proteins}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -272,6 +330,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default=",".join([OURS, *baselines()]))
     parser.add_argument("--nested", default="none", choices=["none", "steps", "search"])
+    parser.add_argument("--folder", type=Path, help="keeps trainings, so that they go on")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--name", default="single_cell", help="of the files in FOLDER")
     options = parser.parse_args(arguments)
@@ -279,7 +338,8 @@ def main(arguments: list[str] | None = None) -> None:
     tables = []
     for case in options.cases.split(","):
         names = options.methods.split(",")
-        tables += CASES[case](options.data, names, seeds, options.nested)
+        folder = options.folder / case if options.folder else None
+        tables += CASES[case](options.data, names, seeds, options.nested, folder)
         results = write_results(options.out / f"{options.name}.json", tables)
         write_text(
             options.out / f"{options.name}.md", report(results, "Denoising of single cells")

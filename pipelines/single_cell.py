@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from pipelines import _single_cell_options as options
 from pipelines._door import door, friendly, say
+from pipelines._single_cell_options import (
+    BatchKey,
+    Categorical,
+    Continuous,
+    Device,
+    Dispersion,
+    DropEmpty,
+    Latent,
+    Layer,
+    Like,
+    Likelihood,
+    MakeUnique,
+    Overwrite,
+    Prior,
+    Search,
+    Seed,
+    Source,
+    Steps,
+    Strength,
+)
 
 app = door(
     "Denoise single-cell counts (h5ad, Zarr, 10x, Loom), with intervals and an honest verdict.\n\n"
@@ -15,30 +36,6 @@ app = door(
     "weights. Your own data: `denoise IN.h5ad -o OUT.h5ad` fits on IN itself and says whether "
     "denoising helps there."
 )
-
-Source = Annotated[
-    str | None,
-    typer.Argument(metavar="[INPUT]", help="h5ad, Zarr, 10x or Loom; the sample if none."),
-]
-Layer = Annotated[str | None, typer.Option(help="Layer with raw counts; X if none.")]
-BatchKey = Annotated[str | None, typer.Option(help="Column of obs with the technical batch.")]
-Categorical = Annotated[
-    list[str] | None, typer.Option(help="Further column of categories; repeatable.")
-]
-Continuous = Annotated[list[str] | None, typer.Option(help="Column of numbers; repeatable.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-DropEmpty = Annotated[bool, typer.Option("--drop-empty", help="Leave empty cells out.")]
-MakeUnique = Annotated[bool, typer.Option("--make-unique", help="Number equal names apart.")]
-Search = Annotated[
-    bool, typer.Option(help="Choose hyper-parameters by molecular cross-validation.")
-]
-Latent = Annotated[int | None, typer.Option(help="Latent dimensions; chosen if none.")]
-Likelihood = Annotated[str | None, typer.Option(help="nb, poisson or zinb; chosen if none.")]
-Strength = Annotated[float | None, typer.Option(help="Of the prior; chosen if none.")]
-Steps = Annotated[int | None, typer.Option(help="Training steps; chosen if none.")]
-Dispersion = Annotated[str, typer.Option(help="gene or gene-batch.")]
 
 
 @app.command()
@@ -67,6 +64,10 @@ def denoise(
     to_batch: Annotated[
         str | None, typer.Option(help="Decode as if all cells were of this batch.")
     ] = None,
+    samples: Annotated[int, typer.Option(help="Posterior draws, a layer each.")] = 0,
+    sparse: Annotated[
+        float | None, typer.Option(help="Write CSR, rates below this as zero.")
+    ] = None,
     latent: Latent = None,
     likelihood: Likelihood = None,
     strength: Strength = None,
@@ -86,10 +87,12 @@ def denoise(
     run.denoise(
         run.Input(source, layer, drop_empty, make_unique),
         output,
-        Output(target_sum, level, log, draws, dtype, to_batch, seed),
+        Output(
+            target_sum, level, log, draws, dtype, to_batch, seed, samples=samples, sparse=sparse
+        ),
         model=model,
-        covariates=_covariates(batch_key, categorical, continuous),
-        config=_config(latent, likelihood, strength, steps, dispersion),
+        covariates=options.covariates(batch_key, categorical, continuous),
+        config=options.config(latent, likelihood, strength, steps, dispersion),
         seed=seed,
         search=search,
         device=device,
@@ -116,21 +119,195 @@ def train(
     seed: Seed = 0,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped training.")] = False,
+    like: Like = None,
+    prior: Prior = None,
     drop_empty: DropEmpty = False,
     make_unique: MakeUnique = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fit a model to cells and keep it, to be used on others."""
+    """Fit a model to cells and keep it, to be used on others.
+
+    With --like or --prior also a prior, to generate new cells from the folder alone.
+    """
     from apps.single_cell import run
+    from apps.single_cell.generating import Wanted
 
     run.train(
         run.Input(source, layer, drop_empty, make_unique),
         output,
-        _covariates(batch_key, categorical, continuous),
-        _config(latent, likelihood, strength, steps, dispersion),
+        options.covariates(batch_key, categorical, continuous),
+        options.config(latent, likelihood, strength, steps, dispersion),
         seed=seed,
         search=search,
         resume=resume,
+        device=device,
+        overwrite=overwrite,
+        prior=Wanted(tuple(like or ()), options.prior(prior)) if like or prior else None,
+        say=say,
+    )
+
+
+@app.command()
+@friendly
+def generate(
+    source: Source = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")] = Path(
+        "generated.h5ad"
+    ),
+    n: Annotated[int, typer.Option("--n", help="How many new cells.")] = 1000,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=CATEGORY", help="What all new cells are; repeatable."),
+    ] = None,
+    like: Like = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="COLUMN=A", help="Translate these cells of INPUT ..."),
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="COLUMN=B", help="... to this condition.")
+    ] = None,
+    prior: Prior = None,
+    layer: Layer = None,
+    batch_key: BatchKey = None,
+    categorical: Categorical = None,
+    continuous: Continuous = None,
+    latent: Latent = None,
+    likelihood: Likelihood = None,
+    strength: Strength = None,
+    steps: Steps = None,
+    dispersion: Dispersion = "gene",
+    search: Search = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    drop_empty: DropEmpty = False,
+    make_unique: MakeUnique = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """New cells with counts, of a given type, batch or condition; or cells translated to one."""
+    from apps.single_cell import generating, run
+
+    generating.generate(
+        run.Input(source, layer, drop_empty, make_unique),
+        output,
+        n,
+        model=model,
+        where=tuple(by or ()),
+        like=tuple(like or ()),
+        translation=generating.Translation.parse(start, end),
+        prior=options.prior(prior) if prior else None,
+        covariates=options.covariates(batch_key, categorical, continuous),
+        config=options.config(latent, likelihood, strength, steps, dispersion),
+        seed=seed,
+        search=search,
+        device=device,
+        overwrite=overwrite,
+        say=say,
+    )
+
+
+@app.command()
+@friendly
+def de(
+    source: Source = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")] = Path(
+        "de.h5ad"
+    ),
+    groupby: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of obs with the groups.")
+    ] = None,
+    reference: Annotated[str, typer.Option(help="A group, or rest: all others.")] = "rest",
+    delta: Annotated[float, typer.Option(help="Least log2 fold change of interest.")] = 0.25,
+    fdr: Annotated[float, typer.Option(help="Expected share of false discoveries.")] = 0.05,
+    table: Annotated[Path | None, typer.Option(help="Also a CSV of all genes.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
+    ] = None,
+    layer: Layer = None,
+    batch_key: BatchKey = None,
+    categorical: Categorical = None,
+    continuous: Continuous = None,
+    latent: Latent = None,
+    likelihood: Likelihood = None,
+    strength: Strength = None,
+    steps: Steps = None,
+    search: Search = True,
+    seed: Seed = 0,
+    device: Device = "auto",
+    drop_empty: DropEmpty = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Genes that differ between groups of cells: fold changes, with probabilities, in uns."""
+    from apps.single_cell import analysis, run
+    from apps.single_cell.de import Test
+
+    analysis.de(
+        run.Input(source, layer, drop_empty),
+        output,
+        groupby,
+        Test(delta, fdr, seed=seed),
+        reference=reference,
+        table=table,
+        model=model,
+        covariates=options.covariates(batch_key, categorical, continuous),
+        config=options.config(latent, likelihood, strength, steps, "gene"),
+        seed=seed,
+        search=search,
+        device=device,
+        overwrite=overwrite,
+        say=say,
+    )
+
+
+@app.command()
+@friendly
+def integrate(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="h5ad, Zarr, 10x or Loom.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")],
+    batch_key: BatchKey = None,
+    to_batch: Annotated[
+        str | None, typer.Option(help="Decode as if all were of this batch; the mean if none.")
+    ] = None,
+    label_key: Annotated[
+        str | None, typer.Option(help="Column of types: measure mixing and keeping apart.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for that table.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
+    ] = None,
+    layer: Layer = None,
+    categorical: Categorical = None,
+    continuous: Continuous = None,
+    latent: Latent = None,
+    likelihood: Likelihood = None,
+    strength: Strength = None,
+    steps: Steps = None,
+    dispersion: Dispersion = "gene",
+    dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
+    search: Search = True,
+    seed: Seed = 0,
+    device: Device = "auto",
+    drop_empty: DropEmpty = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Take technical batches out: a common latent space, and expression without the batch."""
+    from apps.single_cell import analysis, run
+
+    analysis.integrate(
+        run.Input(source, layer, drop_empty),
+        output,
+        batch=to_batch,
+        label_key=label_key,
+        report=report,
+        model=model,
+        covariates=options.covariates(batch_key, categorical, continuous),
+        config=options.config(latent, likelihood, strength, steps, dispersion),
+        dtype=dtype,
+        seed=seed,
+        search=search,
         device=device,
         overwrite=overwrite,
         say=say,
@@ -149,18 +326,11 @@ def score(
     make_unique: MakeUnique = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Map cells into a model's latent space and say which are unlike its training cells."""
+    """Map cells into a latent space: which are unlike the training cells, which look like two."""
     from apps.single_cell import run
-    from apps.single_cell.layers import Output
 
-    run.denoise(
-        run.Input(source, layer, drop_empty, make_unique),
-        output,
-        Output(rates=False, seed=seed),
-        model=model,
-        overwrite=overwrite,
-        say=say,
-    )
+    given = run.Input(source, layer, drop_empty, make_unique)
+    run.score(given, output, model, seed=seed, overwrite=overwrite, say=say)
 
 
 @app.command()
@@ -186,13 +356,29 @@ def evaluate(
     run.evaluate(
         run.Input(source, layer, drop_empty),
         output,
-        covariates=_covariates(batch_key, categorical, continuous),
+        covariates=options.covariates(batch_key, categorical, continuous),
         seed=seed,
         search=search,
         device=device,
         overwrite=overwrite,
         say=say,
     )
+
+
+@app.command()
+@friendly
+def plot(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="What denoise wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the figures.")],
+    colour: Annotated[str | None, typer.Option(help="Column of obs.")] = None,
+    genes: Annotated[list[str] | None, typer.Option(help="A marker; repeatable.")] = None,
+) -> None:
+    """Embeddings before and after, markers, calibration and cross-validation, as PNG."""
+    from apps.single_cell.data import open_cells, read_anndata
+    from apps.single_cell.plots import draw
+
+    for path in draw(read_anndata(open_cells(source)), output, colour, tuple(genes or ())):
+        say(f"wrote {path}")
 
 
 @app.command()
@@ -205,32 +391,6 @@ def info(
     from apps.single_cell.describe import describe
 
     print(describe(thing, layer))
-
-
-def _covariates(
-    batch_key: str | None, categorical: list[str] | None, continuous: list[str] | None
-) -> Any:
-    from apps.single_cell.run import Covariate
-
-    return Covariate(batch_key, tuple(categorical or ()), tuple(continuous or ()))
-
-
-def _config(
-    latent: int | None,
-    likelihood: Any,
-    strength: float | None,
-    steps: int | None,
-    dispersion: Any,
-) -> Any:
-    from apps.single_cell.config import Config
-
-    return Config(
-        latent=latent,
-        likelihood=likelihood,
-        strength=strength,
-        steps=steps,
-        dispersion=dispersion,
-    )
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ expect of it elsewhere, as long as new frames are like these (exchangeable with 
   others; the k-th smallest and largest of the n rates, k = floor((n + 1) (1 - level) / 2),
   enclose the rate of a new frame with probability `level`.
 * of a *drive* of as many frames: the rate of redrawn frames at the threshold of other redrawn
-  frames, percentiles of many draws; it has the uncertainty of both.
+  frames, percentiles of many draws; it has the uncertainty of both. Runs of n^(1/3) neighbours are
+  redrawn together, since those of one drive resemble each other.
 
-Neighbouring frames of one drive resemble each other, and another city is not exchangeable with
-this one: then the intervals are too narrow. Reference: Vovk, Gammerman and Shafer (2005);
-Barber et al. (2021) arXiv:1905.02928.
+Another city is not exchangeable with this one: there the intervals are too narrow. References:
+Vovk, Gammerman and Shafer (2005); Barber et al. (2021) arXiv:1905.02928; Politis and Romano (1992)
+for runs.
 """
 
 from __future__ import annotations
@@ -219,9 +220,11 @@ def _next_drive(
 
 
 def _redrawn(array: np.ndarray, count: int, generator: torch.Generator) -> np.ndarray:
-    """(count, M) sums of n redrawn frames."""
+    """(count, M) sums of n redrawn frames, in runs of neighbours that go round the end."""
     n = len(array)
-    index = (rand((count, n), generator, dtype=torch.float64) * n).long().clamp_max(n - 1).numpy()
+    run = max(1, round(n ** (1 / 3)))
+    starts = rand((count, math.ceil(n / run), 1), generator, dtype=torch.float64) * n
+    index = ((starts.long() + torch.arange(run)) % n).flatten(1)[:, :n].numpy()
     weights = np.zeros((count, n))
     np.add.at(weights, (np.arange(count)[:, None], index), 1.0)
     return weights @ array

@@ -16,6 +16,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 from apps.single_cell.cells import Cells
@@ -24,11 +25,11 @@ from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Covariates, Design
 from apps.single_cell.data import Source, open_cells
 from apps.single_cell.fitting import fit_model
-from apps.single_cell.layers import Output, among_all, layer_values
-from apps.single_cell.model import CellVAE
+from apps.single_cell.layers import AVERAGE, Output, among_all, layer_values
+from apps.single_cell.model import CellVAE, make_context
 from apps.single_cell.ood import WARN_ABOVE, Surprise
 from apps.single_cell.output import Additions, Blocks, annotate, write_cells
-from apps.single_cell.posterior import rates
+from apps.single_cell.posterior import rates, sample_rates
 from apps.single_cell.selection import Say, Verdict, select
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import AleatorError
@@ -219,6 +220,14 @@ class Denoiser:
         output = output or Output()
         blocks = self.blocks(cells, output)
         shape = (len(cells), _all_genes(cells))
+        if blocks.sparse:
+            kept = [
+                [sp.csr_matrix(a.astype(output.dtype)) for a in arrays]
+                for *_, arrays in blocks.parts
+            ]
+            stacked = [sp.vstack(parts, format="csr") for parts in zip(*kept, strict=True)]
+            found = dict(zip(output.layers, stacked, strict=True))
+            return annotate(cells, replace(blocks.finish(), layers=found))
         layers = {name: np.empty(shape, output.dtype) for name in output.layers}
         for start, stop, arrays in blocks.parts:
             for name, values in zip(output.layers, arrays, strict=True):
@@ -266,7 +275,9 @@ class Denoiser:
                 kept["latent"].append(part.latent)
                 kept["elbo"].append(part.elbo)
                 kept["library"].append(library)
-                arrays = layer_values(part, library, output) if output.rates else []
+                rows = slice(part.start, part.stop)
+                drawn = self._samples(raw[:, own], design, rows, output, cells.index[rows])
+                arrays = layer_values(part, library, output, drawn) if output.rates else []
                 yield part.start, part.stop, [among_all(raw, values, own) for values in arrays]
 
         def finish() -> Additions:
@@ -277,20 +288,36 @@ class Denoiser:
                 uns={"aleator": self._facts(output, known.notes)},
             )
 
-        return Blocks(output.layers, output.dtype, parts(), finish)
+        return Blocks(output.layers, output.dtype, parts(), finish, output.sparse is not None)
 
-    def _other_batch(self, design: Design, batch: str) -> Design:
-        """The design as if all cells were of one batch."""
+    def _samples(
+        self, counts: np.ndarray, design: Design, rows: slice, output: Output, keys: np.ndarray
+    ) -> list[np.ndarray]:
+        """Draws of the rates of some cells, each (B, G)."""
+        if not (output.samples and output.rates):
+            return []
+        x = torch.from_numpy(counts)
+        part = Design(design.codes[rows], design.values[rows], design.sizes)
+        context = make_context(counts.sum(1), part, slice(None))
+        drawn = sample_rates(self.model, x, context, output.samples, output.seed, keys)
+        return list(drawn.numpy())
+
+    def _other_batch(self, design: Design, batch: str) -> list[Design]:
+        """The design as if all cells were of one batch; of each, if the average is wanted."""
         group = self.covariates.batch
         if group is None:
             raise AleatorError(f"batch {batch!r}: the model was trained without a batch key")
-        if batch not in group.categories:
+        wanted = group.categories if batch == AVERAGE else (batch,)
+        if wanted[0] not in group.categories:
             raise AleatorError(
                 f"batch {batch!r} is none of {group.key}: {', '.join(group.categories)}"
             )
-        codes = design.codes.copy()
-        codes[:, 0] = group.categories.index(batch)
-        return replace(design, codes=codes)
+        designs = []
+        for name in wanted:
+            codes = design.codes.copy()
+            codes[:, 0] = group.categories.index(name)
+            designs.append(replace(design, codes=codes))
+        return designs
 
     def _facts(self, output: Output, notes: Sequence[str]) -> dict[str, Any]:
         """What an output says about how it was made."""

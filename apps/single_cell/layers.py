@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,8 @@ import numpy as np
 from apps.single_cell.posterior import DRAWS, SHAPES, Rates, quantiles
 from core.errors import AleatorError
 
-LAYERS = ("denoised", "denoised_lower", "denoised_upper")
-LOG_LAYER = "denoised_log"
+AVERAGE = "average of all"
+"""In place of a batch: decode with each of them, and take the mean."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,12 @@ class Output:
         log: also the expected log(1 + 10 000 · share), which plots use.
         draws: of the latents for each cell.
         dtype: float32 or float16.
-        batch: category of the batch key to decode with instead of each cell's own.
+        batch: category of the batch key to decode with instead of each cell's own, or `AVERAGE`.
         seed: of the draws.
         rates: whether to write layers at all; without them only latents and scores.
+        name: of the layers, followed by _lower, _upper and _log.
+        samples: draws of the rates from their posterior, each a layer _sample0, _sample1, ...
+        sparse: write layers as CSR, values below this as zero; None writes all of them.
     """
 
     target_sum: float | None = None
@@ -36,6 +40,9 @@ class Output:
     batch: str | None = None
     seed: int = 0
     rates: bool = True
+    name: str = "denoised"
+    samples: int = 0
+    sparse: float | None = None
 
     def __post_init__(self) -> None:
         if self.target_sum is not None and self.target_sum <= 0:
@@ -44,6 +51,14 @@ class Output:
             raise AleatorError(f"level={self.level}: a share, between 0 and 1, is expected")
         if self.draws < 1:
             raise AleatorError(f"draws={self.draws}: at least one is needed")
+        if self.samples < 0 or (self.samples and self.batch is not None):
+            raise AleatorError(
+                f"samples={self.samples}: not negative, and of the cells' own batches only"
+            )
+        if self.sparse is not None and not self.sparse > 0:
+            raise AleatorError(f"sparse={self.sparse}: a positive rate is expected")
+        if self.sparse is not None and self.dtype == "float16":
+            raise AleatorError("sparse layers are float32: SciPy has no sparse float16")
         if self.dtype not in ("float32", "float16"):
             raise AleatorError(f"dtype={self.dtype!r}; known: float32, float16")
 
@@ -52,7 +67,9 @@ class Output:
         """Names of the layers."""
         if not self.rates:
             return ()
-        return (*LAYERS, LOG_LAYER) if self.log else LAYERS
+        ends = ["", "_lower", "_upper", *(["_log"] if self.log else [])]
+        ends += [f"_sample{k}" for k in range(self.samples)]
+        return tuple(f"{self.name}{end}" for end in ends)
 
 
 def expected_log(mean: np.ndarray, shape: np.ndarray, nodes: int = 12) -> np.ndarray:
@@ -72,14 +89,18 @@ def expected_log(mean: np.ndarray, shape: np.ndarray, nodes: int = 12) -> np.nda
     return total
 
 
-def layer_values(part: Rates, library: np.ndarray, output: Output) -> list[np.ndarray]:
-    """Values (B, G) of each layer, for cells of library sizes (B,)."""
+def layer_values(
+    part: Rates, library: np.ndarray, output: Output, samples: Sequence[np.ndarray] = ()
+) -> list[np.ndarray]:
+    """Values (B, G) of each layer, for cells of library sizes (B,); samples of rates come last."""
     low, high = part.interval(output.level)
-    arrays = [part.mean, low, high]
-    if output.target_sum is not None:
-        arrays = [a * (output.target_sum / library)[:, None] for a in arrays]
+    scale = 1.0 if output.target_sum is None else (output.target_sum / library)[:, None]
+    arrays = [part.mean * scale, low * scale, high * scale]
     if output.log:
         arrays.append(expected_log(part.mean * (1e4 / library)[:, None], part.shape))
+    arrays += [sample * scale for sample in samples]
+    if output.sparse is not None:
+        arrays = [np.where(a < output.sparse, 0, a) for a in arrays]
     return arrays
 
 

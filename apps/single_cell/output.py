@@ -7,16 +7,18 @@ written to.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
+import scipy.sparse as sp
 
 from apps.single_cell.cells import Cells
 from apps.single_cell.data import read_anndata
@@ -53,12 +55,14 @@ class Blocks:
         dtype: of their values, e.g. "float32".
         parts: (start, stop, one array (stop - start, G) for each name), first cell to last.
         finish: called after the last part; gives the other additions.
+        sparse: whether to write CSR, without the zeros.
     """
 
     names: Sequence[str]
     dtype: str
     parts: Iterable[tuple[int, int, Sequence[np.ndarray]]]
     finish: Callable[[], Additions]
+    sparse: bool = False
 
 
 def check_output(
@@ -135,7 +139,7 @@ def write_cells(
     path = check_output(output, cells.path, overwrite=overwrite)
     partial = path.with_name(f"{path.name}.partial")
     _remove(partial)
-    try:
+    with _complete_or_gone(path, partial):
         if _same_store(cells, path):
             assert cells.path is not None
             copy = shutil.copytree if cells.path.is_dir() else shutil.copyfile
@@ -146,6 +150,30 @@ def write_cells(
             _stream(partial, added)
             added = added.finish()
         _add(partial, added)
+    _rename(partial, path)
+    return path
+
+
+def write_anndata(adata: ad.AnnData, output: Path | str, *, overwrite: bool = False) -> Path:
+    """Write an AnnData that is in memory, whole or not at all.
+
+    Raises:
+        AleatorError: as for `check_output`; the disk is full.
+    """
+    path = check_output(output, overwrite=overwrite)
+    partial = path.with_name(f"{path.name}.partial")
+    _remove(partial)
+    with _complete_or_gone(path, partial):
+        _write(adata, partial, path.suffix)
+    _rename(partial, path)
+    return path
+
+
+@contextlib.contextmanager
+def _complete_or_gone(path: Path, partial: Path) -> Iterator[None]:
+    """What fails on the way leaves nothing behind."""
+    try:
+        yield
     except OSError as error:
         _remove(partial)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -154,10 +182,12 @@ def write_cells(
     except BaseException:
         _remove(partial)
         raise
+
+
+def _rename(partial: Path, path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     os.replace(partial, path)
-    return path
 
 
 def _same_store(cells: Cells, path: Path) -> bool:
@@ -187,10 +217,26 @@ def _stream(path: Path, blocks: Blocks) -> None:
         shape = _shape(store)
         if "layers" not in store:
             write_elem(store, "layers", {})
+        if blocks.sparse:
+            _stream_sparse(store["layers"], blocks)
+            return
         targets = [_layer(store["layers"], name, shape, blocks.dtype) for name in blocks.names]
         for start, stop, arrays in blocks.parts:
             for target, values in zip(targets, arrays, strict=True):
                 target[start:stop] = values.astype(blocks.dtype)
+
+
+def _stream_sparse(layers: Any, blocks: Blocks) -> None:
+    """Layers as CSR, each part appended to what is there."""
+    from anndata.io import sparse_dataset, write_elem
+
+    for start, _, arrays in blocks.parts:
+        for name, values in zip(blocks.names, arrays, strict=True):
+            rows = sp.csr_matrix(values.astype(blocks.dtype))
+            if start == 0:
+                write_elem(layers, name, rows)
+            else:
+                sparse_dataset(layers[name]).append(rows)
 
 
 def _layer(layers: Any, name: str, shape: tuple[int, int], dtype: str) -> Any:

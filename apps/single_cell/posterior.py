@@ -9,7 +9,7 @@ binomial, of the same shape. Draws of a cell come from its own stream: blocks do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -73,7 +73,7 @@ def rates(
     seed: int = 0,
     first: np.ndarray | None = None,
     cells: int = CELLS,
-    target: Design | None = None,
+    target: Design | Sequence[Design] | None = None,
 ) -> Iterator[Rates]:
     """Rates of all cells, block by block.
 
@@ -86,20 +86,21 @@ def rates(
         first: (N,) places of the cells that key their draws; 0 to N - 1 if None.
         cells: of a block.
         target: covariates to decode with instead, for counterfactuals; the rates are then μ, since
-            a count was not seen under other covariates.
+            a count was not seen under other covariates. With several, their mean.
 
     Yields:
         one for each block.
     """
     keys = np.arange(len(counts)) if first is None else first
+    targets = [] if target is None else [target] if isinstance(target, Design) else list(target)
     for start, stop, block in counts.blocks(cells):
         x = torch.from_numpy(block.toarray())
         library = x.sum(1).numpy()
         part = slice(start, stop)
         context = make_context(library, _cut(design, part), slice(None))
-        other = None if target is None else make_context(library, _cut(target, part), slice(None))
+        others = [make_context(library, _cut(t, part), slice(None)) for t in targets]
         streams = [keyed_generator(seed, int(key)) for key in keys[part]]
-        yield _block(model, x, context, other, streams, draws, start)
+        yield _block(model, x, context, others, streams, draws, start)
 
 
 @torch.no_grad()
@@ -107,7 +108,7 @@ def _block(
     model: CellVAE,
     x: Tensor,
     context: dict[str, Tensor],
-    other: dict[str, Tensor] | None,
+    others: list[dict[str, Tensor]],
     streams: list[torch.Generator],
     draws: int,
     start: int,
@@ -119,11 +120,11 @@ def _block(
     for k in range(draws):
         law = model.decode(q.mean + q.stddev * noise[k], context)
         log_p += law.log_prob(x) / draws
-        if other is not None:
-            law = model.decode(q.mean + q.stddev * noise[k], other)
-        m, v = law.posterior(x) if other is None else _prior(law)
-        mean += m / draws
-        second += (v + m.square_()) / draws
+        laws = [model.decode(q.mean + q.stddev * noise[k], other) for other in others]
+        parts = [_prior(other) for other in laws] if laws else [law.posterior(x)]
+        for m, v in parts:
+            mean += m / (draws * len(parts))
+            second += (v + m.square()) / (draws * len(parts))
     kl = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(1)
     variance = (second - mean.square()).clamp_(min=0)
     return Rates(
@@ -189,10 +190,25 @@ def pit(
 
 
 def sample_rates(
-    model: CellVAE, x: Tensor, context: dict[str, Tensor], draws: int, seed: int, first: int = 0
+    model: CellVAE,
+    x: Tensor,
+    context: dict[str, Tensor],
+    draws: int,
+    seed: int,
+    keys: Sequence[int] | np.ndarray | None = None,
 ) -> Tensor:
-    """Posterior draws of the rates of cells (B, G) at their depth, (draws, B, G)."""
-    streams = [keyed_generator(seed, first + i) for i in range(len(x))]
+    """Posterior draws of the rates of cells (B, G) at their depth, (draws, B, G).
+
+    Args:
+        model: trained.
+        x: (B, G) counts.
+        context: of the cells.
+        draws: of each.
+        seed: of the draws.
+        keys: (B,) places of the cells, which key their draws; 0 to B - 1 if None.
+    """
+    places = np.arange(len(x)) if keys is None else keys
+    streams = [keyed_generator(seed, int(place)) for place in places]
     with torch.no_grad():
         q = model.encode(x, context)
         noise = torch.stack([torch.randn(draws, model.latent_dim, generator=g) for g in streams])

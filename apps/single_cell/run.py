@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from apps.single_cell.config import Config
 from apps.single_cell.data import open_cells, sample_path
 from apps.single_cell.denoise import Denoiser
 from apps.single_cell.filters import Filters
+from apps.single_cell.generating import Wanted
 from apps.single_cell.layers import Output
-from apps.single_cell.output import check_output
+from apps.single_cell.output import Additions, check_output, write_cells
 from core.cards import write_card
 from core.errors import AleatorError
 from core.report import Table, command_line, hardware, report, write_results, write_text
@@ -78,9 +79,10 @@ def train(
     resume: bool = False,
     device: str = "auto",
     overwrite: bool = False,
+    prior: Wanted | None = None,
     say: Say = print,
 ) -> Denoiser:
-    """Fit a model and save it with its card.
+    """Fit a model and save it with its card, and with a prior to generate from if that is wanted.
 
     Raises:
         AleatorError: bad data or options, or a model is there already.
@@ -88,6 +90,8 @@ def train(
     if (folder / "model.json").exists() and not overwrite:
         raise AleatorError(f"{folder} holds a model; choose another folder or --overwrite")
     cells = given.open(say)
+    if prior:
+        prior.check(cells)
     work, started = folder / "training", time.monotonic()
     denoiser = Denoiser.fit(
         cells,
@@ -105,6 +109,9 @@ def train(
     )
     denoiser = denoiser.save(folder, _card(denoiser, time.monotonic() - started))
     write_card(folder / "card.md", denoiser.card)
+    shutil.rmtree(folder / "prior", ignore_errors=True)  # of a model that was there before
+    if prior:
+        prior.fit(denoiser, cells, seed, device, say).save(folder)
     shutil.rmtree(work, ignore_errors=True)
     say(f"{folder}: model {denoiser.fingerprint}")
     return denoiser
@@ -157,8 +164,39 @@ def denoise(
         say(line)
     if model is not None and denoiser.verdict:
         say(f"in training: {denoiser.verdict.sentence()}")
-    told = f"layers {', '.join(output.layers)}" if output.rates else "latents and scores"
-    say(f"wrote {written}: {told}")
+    say(f"wrote {written}: layers {', '.join(output.layers)}")
+    return written
+
+
+def score(
+    given: Input,
+    path: Path,
+    model: Path,
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+    say: Say = print,
+) -> Path:
+    """Write IN with latents, and how much each cell is unlike those of training, or like two.
+
+    Raises:
+        AleatorError: anything wrong with the input, the model or the disk.
+    """
+    from apps.single_cell.doublets import doublet_scores
+
+    check_output(path, given.source, overwrite=overwrite)
+    denoiser, cells = Denoiser.load(model), given.open(say)
+    blocks = denoiser.blocks(cells, Output(rates=False, seed=seed))
+    found = {"aleator_doublet": doublet_scores(denoiser, cells, seed=seed)}
+
+    def finish() -> Additions:
+        added = blocks.finish()
+        return replace(added, obs={**added.obs, **found})
+
+    written = write_cells(cells, path, replace(blocks, finish=finish), overwrite=overwrite)
+    for line in denoiser.warnings(_column(written, "aleator_ood")):
+        say(line)
+    say(f"wrote {written}: latents and scores")
     return written
 
 
@@ -177,8 +215,9 @@ def evaluate(
     """Molecular cross-validation on these cells, ours beside what a user would do without it.
 
     Returns:
-        `results.json` in the folder; `report.md` is beside it.
+        `results.json` in the folder; `report.md` and its pictures are beside it.
     """
+    from apps.single_cell import plots
     from apps.single_cell.covariates import Covariates
     from apps.single_cell.selection import select
 
@@ -230,7 +269,14 @@ def evaluate(
     ]
     folder.mkdir(parents=True, exist_ok=True)
     results = write_results(target, tables)
-    write_text(folder / "report.md", report(results, "Does denoising help here?"))
+    drawn = {
+        "calibration.png": plots.calibration(verdict.curve),
+        "cross_validation.png": plots.cross_validation(verdict.losses, dict(verdict.tried)),
+    }
+    pictures = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in drawn)
+    for name, figure in drawn.items():
+        plots.save(figure, folder / name)
+    write_text(folder / "report.md", report(results, "Does denoising help here?") + pictures)
     for table in tables:
         table.print()
     say(verdict.sentence())

@@ -42,6 +42,8 @@ LADDERS: dict[str, tuple[Any, ...]] = {
 }
 FACTORS = 20
 """Rank of the Poisson factors, bounded by the number of cells."""
+LEVEL, LEVELS = 0.9, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Of the interval in the verdict, and of those in its curve."""
 FEW = 30
 """Cells below which nothing can be told."""
 
@@ -56,6 +58,7 @@ class Verdict:
         coverage: share of held-out molecules' randomised ranks inside the central 90 %.
         cells: that were scored.
         tried: candidates and their losses after a short run.
+        curve: (level, share of ranks inside the central interval of that level).
     """
 
     losses: dict[str, float]
@@ -63,6 +66,7 @@ class Verdict:
     coverage: float
     cells: int
     tried: tuple[tuple[str, float], ...] = ()
+    curve: tuple[tuple[float, float], ...] = ()
 
     @property
     def best(self) -> str:
@@ -99,6 +103,7 @@ class Verdict:
             "coverage": self.coverage,
             "cells": self.cells,
             "tried": dict(self.tried),
+            "curve": {f"{level:g}": share for level, share in self.curve},
             "helps": self.helps,
             "hurts": self.hurts,
             "sentence": self.sentence(),
@@ -109,7 +114,8 @@ class Verdict:
         """Undo `to_dict`."""
         differences = {name: (pair[0], pair[1]) for name, pair in state["differences"].items()}
         tried = tuple(state["tried"].items())
-        return cls(state["losses"], differences, state["coverage"], state["cells"], tried)
+        curve = tuple((float(k), share) for k, share in state.get("curve", {}).items())
+        return cls(state["losses"], differences, state["coverage"], state["cells"], tried, curve)
 
 
 @dataclass
@@ -229,31 +235,35 @@ def judge(
         for name, method in others.items()
     }
     losses = {"ours": ours, **tallies}
+    curve = coverage(trial, model)
     return Verdict(
         {name: float(tally.per_cell().mean()) for name, tally in losses.items()},
         {name: difference(ours, tally) for name, tally in tallies.items()},
-        coverage(trial, model),
+        dict(curve)[LEVEL],
         molecules.train.shape[0],
         tried,
+        curve,
     )
 
 
-def coverage(trial: _Trial, model: CellVAE, level: float = 0.9, cells: int = 1000) -> float:
-    """Share of held-out molecules whose randomised rank is in the central interval.
+def coverage(trial: _Trial, model: CellVAE, cells: int = 1000) -> tuple[tuple[float, float], ...]:
+    """(Level, share of held-out molecules whose randomised rank is in that central interval).
 
     Only values where a molecule is expected in at least one of a hundred cells count: what is all
     but always zero is inside any interval.
     """
     train, test = trial.molecules.train[:cells], trial.molecules.test[:cells]
     stream = np.random.default_rng(trial.seed)
-    inside = total = 0
+    inside, total = np.zeros(len(LEVELS), np.int64), 0
     for part in rates(model, Counts(train), trial.design, seed=trial.seed):
         held = test[part.start : part.stop].toarray()
         ranks = pit(part, trial.molecules.ratio, held, stream.random(held.shape))
         counted = part.mean * trial.molecules.ratio > 0.01
-        inside += int((np.abs(ranks - 0.5) <= level / 2)[counted].sum())
-        total += int(counted.sum())
-    return inside / max(1, total)
+        apart = np.sort(np.abs(ranks - 0.5)[counted])
+        inside += np.searchsorted(apart, np.array(LEVELS) / 2, side="right")
+        total += len(apart)
+    shares = inside / max(1, total)
+    return tuple((level, float(share)) for level, share in zip(LEVELS, shares, strict=True))
 
 
 def _search(

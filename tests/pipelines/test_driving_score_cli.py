@@ -248,3 +248,16 @@ def test_images_are_not_smoothed(model, folder, tmp_path):
     assert "--smooth is for films" in assert_refused(
         "score", folder, "--model", model, "-o", tmp_path / "o", "--smooth", 0.3
     )
+
+
+def test_the_bundled_photographs_are_scored_with_the_bundled_weights(tmp_path):
+    found = invoke("score", "-o", tmp_path / "demo")
+    assert found.exit_code == 0, found.output
+    maps = sorted(path.stem for path in (tmp_path / "demo").glob("*.hdf5"))
+    assert maps == ["solidWhiteCurve", "test1", "test2_chair", "test3"]
+    with h5py.File(tmp_path / "demo/test2_chair.hdf5") as file:
+        value = file["value"][...].astype(np.float32)
+    chair, road = value[290:360, 435:490], value[290:360, 590:645]
+    assert np.quantile(chair, 0.9) > np.quantile(road, 0.9)  # the road at its right
+    said = assert_refused("calibrate", tmp_path / "demo", "--scores", "energy")
+    assert "the bundled model is not changed" in said

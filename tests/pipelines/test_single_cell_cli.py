@@ -91,6 +91,7 @@ def test_train_then_denoise_then_info(cells, tmp_path):
     assert found.exit_code == 0, found.output
     adata, whole = ad.read_h5ad(scored), ad.read_zarr(out)
     assert "denoised" not in adata.layers
+    assert ((adata.obs["aleator_doublet"] >= 0) & (adata.obs["aleator_doublet"] <= 1)).all()
     assert (adata.obs["aleator_ood"].to_numpy() == whole.obs["aleator_ood"].to_numpy()).all()
     assert (adata.obsm["X_aleator"] == whole.obsm["X_aleator"]).all()
     assert "denoiser of single cells" in invoke("info", tmp_path / "m").stdout
@@ -100,6 +101,47 @@ def test_train_then_denoise_then_info(cells, tmp_path):
         *("denoise", cells, "--model", tmp_path / "m", "-o", tmp_path / "x.h5ad"),
         *("--batch-key", "batch"),
     )
+
+
+def test_generates_from_the_bundled_weights_and_translates(tmp_path):
+    out = tmp_path / "new.h5ad"
+    found = invoke("generate", "-o", out, "--n", 40, "--by", "cell_line=H838")
+    assert found.exit_code == 0, found.output
+    new, sample = ad.read_h5ad(out), ad.read_h5ad(sample_path())
+    assert new.shape == (40, 2000)
+    assert set(new.obs["cell_line"]) == {"H838"}
+    mean = {
+        k: sample.X[(sample.obs["cell_line"] == k).to_numpy()].mean(0) for k in ("H838", "A549")
+    }
+    like = {k: np.corrcoef(new.X.mean(0), mean[k])[0, 1] for k in mean}
+    assert like["H838"] > 0.98 > like["A549"]
+    moved = tmp_path / "moved.h5ad"
+    pair = ("--from", "cell_line=H838", "--to", "cell_line=A549")
+    assert invoke("generate", "-o", moved, *pair).exit_code == 0
+    found = np.asarray(ad.read_h5ad(moved).X.mean(0))
+    assert np.corrcoef(found, mean["A549"])[0, 1] > 0.97
+    said = assert_refused("generate", "-o", tmp_path / "x.h5ad", "--by", "cell_line=HeLa")
+    assert "cell_line=HeLa was not seen" in said
+    said = assert_refused("generate", "-o", tmp_path / "x.h5ad", "--like", "donor")
+    assert "does not know donor" in said
+    assert "both --from" in assert_refused("generate", "-o", tmp_path / "x.h5ad", *pair[:2])
+    assert "at least one cell" in assert_refused("generate", "-o", tmp_path / "x.h5ad", "--n", 0)
+
+
+def test_trained_with_a_prior_it_generates_from_the_folder(cells, tmp_path):
+    folder, out = tmp_path / "m", tmp_path / "new.zarr"
+    found = invoke("train", cells, "-o", folder, "--like", "cell_line", *QUICK)
+    assert found.exit_code == 0, found.output
+    found = invoke("generate", "--model", folder, "-o", out, "--n", 7)
+    assert found.exit_code == 0, found.output
+    assert ad.read_zarr(out).shape == (7, 200)
+    said = assert_refused("generate", cells, "-o", tmp_path / "x.h5ad", "--by", "cell_line=HeLa")
+    assert "no cell has cell_line=HeLa" in said
+    said = assert_refused("train", cells, "-o", tmp_path / "n", "--like", "plate", *QUICK)
+    assert "no column plate" in said
+    assert invoke("train", cells, "-o", folder, "--overwrite", *QUICK).exit_code == 0
+    said = assert_refused("generate", "--model", folder, "-o", tmp_path / "x.h5ad")
+    assert "has no prior" in said
 
 
 def test_evaluate_writes_a_report(cells, tmp_path):

@@ -58,3 +58,28 @@ def cell_files(tmp_path_factory):
     adata.X = adata.X.tocsc()
     adata.write_h5ad(folder / "csc.h5ad")
     return folder
+
+
+def known_rates(n=240, g=50, seed=0, batches=1):
+    """Counts of three types with gamma rates, and the rates."""
+    rng = np.random.default_rng(seed)
+    profile = np.random.default_rng(7).dirichlet(np.full(g, 0.4), 3)
+    kind, batch = rng.integers(0, 3, n), rng.integers(0, batches, n)
+    depth = rng.lognormal(np.log(150), 0.3, (n, 1))
+    mean = depth * profile[kind] * np.where((batch[:, None] == 1) & (np.arange(g) < 5), 4, 1)
+    rates = rng.gamma(5.0, mean / 5.0 + 1e-9)
+    counts = rng.poisson(rates).astype(np.float32)
+    counts[:, -1] += 1
+    adata = ad.AnnData(sp.csr_matrix(counts))
+    adata.obs_names = [f"c{i}" for i in range(n)]
+    adata.var_names = [f"g{j}" for j in range(g)]
+    adata.obs["kind"] = kind.astype(str)
+    adata.obs["batch"] = [f"b{b}" for b in batch]
+    rates[:, -1] += 1
+    return adata, rates
+
+
+@pytest.fixture(scope="session")
+def known():
+    """`known_rates`: AnnData with obs kind and batch, and the rates."""
+    return known_rates

@@ -13,27 +13,8 @@ from core.errors import AleatorError, CheckpointError
 QUICK = Config(latent=4, width=32, likelihood="nb", strength=10.0, steps=200)
 
 
-def known(n=240, g=50, seed=0, batches=1):
-    """Counts of three types with gamma rates, and the rates."""
-    rng = np.random.default_rng(seed)
-    profile = np.random.default_rng(7).dirichlet(np.full(g, 0.4), 3)
-    kind, batch = rng.integers(0, 3, n), rng.integers(0, batches, n)
-    depth = rng.lognormal(np.log(150), 0.3, (n, 1))
-    mean = depth * profile[kind] * np.where((batch[:, None] == 1) & (np.arange(g) < 5), 4, 1)
-    rates = rng.gamma(5.0, mean / 5.0 + 1e-9)
-    counts = rng.poisson(rates).astype(np.float32)
-    counts[:, -1] += 1
-    adata = ad.AnnData(sp.csr_matrix(counts))
-    adata.obs_names = [f"c{i}" for i in range(n)]
-    adata.var_names = [f"g{j}" for j in range(g)]
-    adata.obs["kind"] = kind.astype(str)
-    adata.obs["batch"] = [f"b{b}" for b in batch]
-    rates[:, -1] += 1
-    return adata, rates
-
-
 @pytest.fixture(scope="module")
-def fitted():
+def fitted(known):
     adata, rates = known()
     return Denoiser.fit(adata, config=QUICK), adata, rates
 
@@ -98,11 +79,13 @@ def test_the_input_s_own_depth_or_a_common_one(fitted):
 
 
 def test_same_seed_same_numbers_backed_or_not(fitted, tmp_path):
-    denoiser, adata, _ = fitted
+    _, adata, _ = fitted
     adata.write_h5ad(tmp_path / "in.h5ad")
-    cells = open_cells(tmp_path / "in.h5ad", backed=True)
-    again = Denoiser.fit(cells, config=QUICK)
-    one, two = (d.denoise(adata).layers["denoised"] for d in (denoiser, again))
+    config = Config(4, 16, "nb", strength=10.0, steps=30)
+    sources = (adata, open_cells(tmp_path / "in.h5ad", backed=True))
+    one, two = (
+        Denoiser.fit(source, config=config).denoise(adata).layers["denoised"] for source in sources
+    )
     assert (one == two).all()
 
 
@@ -169,7 +152,7 @@ def test_written_by_blocks_is_what_is_returned(fitted, tmp_path, end):
     assert read.uns["aleator"]["verdict"]["sentence"] == denoiser.verdict.sentence()
 
 
-def test_unlike_cells_have_high_scores_and_like_ones_do_not(fitted):
+def test_unlike_cells_have_high_scores_and_like_ones_do_not(fitted, known):
     denoiser, *_ = fitted
     like, _ = known(seed=5)
     assert (denoiser.denoise(like).obs["aleator_ood"] > 1).mean() < 0.08
@@ -179,7 +162,7 @@ def test_unlike_cells_have_high_scores_and_like_ones_do_not(fitted):
     assert (denoiser.denoise(strange).obs["aleator_ood"] > 1).mean() > 0.9
 
 
-def test_batches_are_taken_out():
+def test_batches_are_taken_out(known):
     adata, _ = known(400, batches=2)
     denoiser = Denoiser.fit(adata, batch_key="batch", config=QUICK)
     first = adata.obs["batch"].to_numpy() == "b1"
@@ -200,7 +183,7 @@ def test_batches_are_taken_out():
         denoiser.denoise(other)
 
 
-def test_dispersion_of_each_batch_learns_and_loads(tmp_path):
+def test_dispersion_of_each_batch_learns_and_loads(tmp_path, known):
     adata, _ = known(200, 30, batches=2)
     config = Config(4, 32, "nb", "gene-batch", 10.0, steps=60)
     denoiser = Denoiser.fit(adata, batch_key="batch", config=config)
@@ -212,17 +195,17 @@ def test_dispersion_of_each_batch_learns_and_loads(tmp_path):
 
 
 @pytest.mark.parametrize("likelihood", ["poisson", "zinb"])
-def test_other_likelihoods_beat_the_mean(likelihood):
+def test_other_likelihoods_beat_the_mean(likelihood, known):
     adata, _ = known()
     config = Config(4, 32, likelihood, strength=10.0, steps=150)
     verdict = Denoiser.fit(adata, config=config).verdict
     assert verdict.losses["ours"] < verdict.losses["library mean"]
 
 
-def test_search_tries_and_chooses():
-    adata, _ = known(120, 30)
+def test_search_tries_and_chooses(known):
+    adata, _ = known(60, 20)
     said = []
-    found = Denoiser.fit(adata, config=Config(width=16, steps=40), say=said.append)
+    found = Denoiser.fit(adata, config=Config(width=8, steps=10), say=said.append)
     assert found.config.chosen
     assert len(found.verdict.tried) >= 4
     assert any("tried nb, latent 20, strength 100" in str(line) for line in said)
@@ -237,7 +220,7 @@ def test_expected_log_against_many_draws():
         assert found == pytest.approx(drawn, rel=0.01)
 
 
-def test_fraction_and_few_cells_are_refused():
+def test_fraction_and_few_cells_are_refused(known):
     adata, _ = known()
     adata.X = adata.X * 0.5
     with pytest.raises(AleatorError, match="not whole"):
@@ -253,6 +236,9 @@ def test_fraction_and_few_cells_are_refused():
         ({"draws": 0}, "draws"),
         ({"dtype": "int8"}, "dtype"),
         ({"target_sum": -1.0}, "target_sum"),
+        ({"samples": -1}, "samples"),
+        ({"sparse": 0.0}, "sparse"),
+        ({"sparse": 0.1, "dtype": "float16"}, "no sparse float16"),
     ],
 )
 def test_bad_output_options(options, said):
@@ -294,3 +280,34 @@ def test_scanpy_style_door_writes_in_place_what_the_denoiser_returns(fitted):
     assert mine.layers["denoised"].sum(1) == pytest.approx(1e4, rel=0.15)
     assert not adata.layers
     assert (mine.obs["aleator_ood"] == copied.obs["aleator_ood"]).all()
+
+
+def test_samples_have_the_moments_of_the_rates_and_are_keyed_by_cell(fitted):
+    denoiser, adata, _ = fitted
+    found = denoiser.denoise(adata, output=Output(samples=60, draws=40))
+    drawn = np.stack([found.layers[f"denoised_sample{k}"] for k in range(60)])
+    mean = found.layers["denoised"]
+    big = mean > 1
+    assert drawn.mean(0)[big] == pytest.approx(mean[big], rel=0.5)
+    assert (drawn.mean(0)[big] / mean[big]).mean() == pytest.approx(1, abs=0.02)
+    inside = (drawn > found.layers["denoised_lower"]) & (drawn < found.layers["denoised_upper"])
+    assert inside[:, big].mean() == pytest.approx(0.9, abs=0.03)
+    some = np.zeros(adata.n_obs, bool)
+    some[100:110] = True
+    part = denoiser.denoise(open_cells(adata).select(some), output=Output(samples=60))
+    assert part.layers["denoised_sample3"] == pytest.approx(drawn[3, 100:110], rel=1e-3)
+
+
+@pytest.mark.parametrize("end", [".h5ad", ".zarr"])
+def test_sparse_layers_are_the_dense_ones_above_the_threshold(fitted, tmp_path, end):
+    denoiser, adata, _ = fitted
+    dense = denoiser.denoise(adata).layers["denoised"]
+    output = Output(sparse=0.5)
+    direct = denoiser.denoise(adata, output=output)
+    path = denoiser.write(open_cells(adata), tmp_path / f"out{end}", output)
+    read = ad.read_h5ad(path) if end == ".h5ad" else ad.read_zarr(path)
+    for found in (direct, read):
+        layer = found.layers["denoised"]
+        assert sp.issparse(layer)
+        assert layer.toarray() == pytest.approx(np.where(dense < 0.5, 0, dense), rel=1e-4)
+    assert 0.05 < read.layers["denoised"].nnz / dense.size < 0.95

@@ -1,16 +1,22 @@
 """Scores against known truth, by hand and by SciPy; intervals and ranks against exact laws."""
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from scipy import stats
 
+from apps.single_cell import Denoiser
+from apps.single_cell.correlation import gene_correlations
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Design
+from apps.single_cell.data import sample_path
 from apps.single_cell.evaluation import coverage_by, protein_agreement, truth_scores
 from apps.single_cell.fitting import Stream, default_steps, mixed
+from apps.single_cell.mcv import log_normalised
 from apps.single_cell.ood import Surprise
 from apps.single_cell.posterior import Rates, pit
+from apps.single_cell.run import bundled_model
 from core.errors import AleatorError
 
 
@@ -102,3 +108,28 @@ def test_surprise_is_relative_to_depth():
     assert (found.score(elbo, library) > 1).mean() == pytest.approx(0.02, abs=0.015)
     assert (found.score(elbo * 1.3, library) > 1).mean() > 0.95
     assert Surprise.from_dict(found.to_dict()) == found
+
+
+def test_correlations_of_draws_are_nearer_the_truth_than_those_of_means_and_counts():
+    adata = ad.read_h5ad(sample_path())
+    truth = adata.layers["truth"].toarray().astype(float)
+    most = np.argsort(-truth.sum(0))[:80]
+    denoiser = Denoiser.load(bundled_model())
+    genes = list(adata.var_names[most])
+    found = gene_correlations(denoiser, adata, genes, draws=3)
+    assert list(found.index) == genes
+    assert np.diag(found) == pytest.approx(np.ones(80))
+    upper = np.triu_indices(80, 1)
+    known = np.corrcoef(log_normalised(truth)[:, most].T)[upper]
+
+    def error(rates):
+        return np.sqrt(
+            np.square(np.corrcoef(log_normalised(rates)[:, most].T)[upper] - known).mean()
+        )
+
+    ours = np.sqrt(np.square(found.to_numpy()[upper] - known).mean())
+    means = denoiser.denoise(adata).layers["denoised"].astype(float)
+    assert ours < 0.11
+    assert ours < 0.7 * min(error(means), error(adata.X.toarray().astype(float)))
+    with pytest.raises(AleatorError, match="does not know HeLa"):
+        gene_correlations(denoiser, adata, [genes[0], "HeLa"])

@@ -1,0 +1,1 @@
+"""Colliders: learned calorimeter showers, jets and inference, judged as the field judges them."""

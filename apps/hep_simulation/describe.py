@@ -1,0 +1,76 @@
+"""What is in a model folder, a shower file or a binning file, in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from apps.hep_simulation.data import ENERGIES, PDG, SHOWERS, open_hdf5
+from apps.hep_simulation.geometry import KNOWN_VOXELS, read_geometry
+from apps.hep_simulation.model import ShowerModel
+from apps.hep_simulation.particles import particle_name
+from core.errors import AleatorError
+
+
+def describe(path: Path) -> str:
+    """In words.
+
+    Raises:
+        AleatorError: nothing there, or of no kind that is known.
+    """
+    if not path.exists():
+        raise AleatorError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return _model(path)
+    if path.suffix == ".xml":
+        geometry = read_geometry(path)
+        return f"binning of {geometry.particle} ({geometry.pid}): {geometry.describe()}"
+    return _showers(path)
+
+
+def _model(path: Path) -> str:
+    model = ShowerModel.load(path)
+    low, high = (energy / 1000 for energy in model.energy_range)
+    lines = [
+        f"model {model.fingerprint}: {model.config.family}, "
+        f"{sum(p.numel() for p in model.generator.parameters()):,} parameters",
+        f"geometry: {model.geometry.describe()}",
+        f"knows: {', '.join(particle_name(p) for p in model.particles)}, "
+        f"{low:.4g} to {high:.4g} GeV; voxels from {model.threshold:.5f} MeV",
+    ]
+    for name, found in model.closure.items():
+        sign = "at least " if found["at_least"] else ""
+        lines.append(
+            f"closure of {name}: bias {found['bias']:+.3f} ± {found['bias_error']:.3f} sd, worth "
+            f"{sign}{found['worth']:.0f} oracle events"
+        )
+    return "\n".join(lines)
+
+
+def _showers(path: Path) -> str:
+    with open_hdf5(path) as file:
+        if SHOWERS not in file or ENERGIES not in file:
+            there = ", ".join(sorted(file)) or "nothing"
+            raise AleatorError(f"{path}: not a file of showers; it has {there}")
+        energies = np.asarray(file[ENERGIES][:], np.float64).reshape(-1)
+        count, voxels = file[SHOWERS].shape
+        known = KNOWN_VOXELS.get(voxels)
+        lines = [f"{count} showers of {voxels} voxels" + (f" (as {known})" if known else "")]
+        if count:
+            lines.append(f"{energies.min() / 1000:.4g} to {energies.max() / 1000:.4g} GeV")
+        if PDG in file:
+            numbers, counts = np.unique(np.asarray(file[PDG][:]), return_counts=True)
+            named = zip(numbers, counts, strict=True)
+            lines.append(", ".join(f"{n} of {particle_name(int(p))}" for p, n in named))
+        if "flagged" in file.attrs:
+            lines.append(
+                f"made by model {file.attrs['model']}, seed {file.attrs['seed']}; "
+                f"{file.attrs['flagged']} showers outside of its training"
+            )
+            worth = json.loads(file.attrs["oracle_events_worth"])
+            lines.append(
+                "worth in oracle events: " + ", ".join(f"{n} {v}" for n, v in worth.items())
+            )
+        return "\n".join(lines)

@@ -1,0 +1,146 @@
+r"""Core's families on showers: layer energies first, then the voxels as a field by one family.
+
+    p(x | c) = p(E_1..E_L | c) p(z | E_1..E_L, c),   x_v = E_l · share_v(z)
+
+with z the transformed voxels of `preprocessing`, an image of L channels over rings x sectors, the
+angle periodic. Diffusion and flow matching use a U-Net; the flow couples affinely; the VAE codes
+into a vector. This is how the field's diffusion and flow models are built (Mikuni and Nachman
+2022, arXiv:2206.11898; Favaro et al. 2024, arXiv:2405.09629); the cascade is what we ship.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apps.hep_simulation.cascade import rotated, standard_condition
+from apps.hep_simulation.preprocessing import Shares
+from apps.hep_simulation.profile import Profile, compress
+from core.errors import AleatorError
+from core.model import Context, GenerativeModel, Loss
+from core.random import Generators, rand
+from core.registry import build
+
+UNET = {"channels": 32, "multipliers": [1, 2], "periodic_x": True}
+STEPS = 8
+
+
+class ProfileAndField(GenerativeModel):
+    """Events (L, A, R) in MeV; context as of `SplittingCascade`."""
+
+    takes_net = False
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        family: str,
+        options: dict[str, Any],
+        classes: int,
+        threshold: float,
+        rotates: bool = True,
+    ) -> None:
+        """Assemble.
+
+        Args:
+            event_shape: (L, A, R).
+            family: "diffusion", "flow", "flow_matching" or "vae".
+            options: of core's model and, under `net`, of its network.
+            classes: number of particles.
+            threshold: least energy of a voxel, MeV.
+            rotates: draw the angle of the first sector, and the sense, at random.
+        """
+        super().__init__()
+        self.event_shape, self.context_shape = torch.Size(event_shape), torch.Size((1,))
+        layers, sectors, rings = self.event_shape
+        self.classes, self.threshold, self.rotates = classes, threshold, rotates
+        self.family = family
+        self.profile = Profile(layers, 1 + classes, threshold)
+        self.shares = Shares(layers, sectors, rings, threshold)
+        vector = 1 + classes + layers
+        self.field = build(field_config(family, (layers, rings, sectors), vector, options))
+
+    def loss(
+        self, x: Tensor, context: Context = None, *, generator: Generators | None = None
+    ) -> Loss:
+        """The profile's negative log-likelihood (in hundreds of nats) plus the field's loss."""
+        condition = standard_condition(context, self.classes)
+        energies = x.sum((2, 3))
+        profile = -self.profile.log_prob(energies, condition) / 100
+        z = self.shares.forward(x, rand(x.shape, generator))
+        inner = self.field.loss(z, self._inner(energies, condition), generator=generator)
+        return Loss(profile + inner.value, {"profile": profile.detach(), **inner.terms})
+
+    def _inner(self, energies: Tensor, condition: Tensor) -> dict[str, Tensor]:
+        """What the field is told: the condition, and the energy of each layer."""
+        scaled = torch.cat([condition[:, :1] - 9.0, condition[:, 1:], compress(energies) / 4], 1)
+        return {"vector": scaled}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: Sequence[int] = (),
+        context: Context = None,
+        *,
+        sampler: Any = None,
+        guidance: Any = None,
+        generator: Generators | None = None,
+    ) -> Tensor:
+        """Draw showers (B, L, A, R), MeV; `shape` must be (); sampler: {"steps": n}."""
+        if guidance is not None or tuple(shape):
+            raise AleatorError("simulation takes no shape and no guidance")
+        condition = standard_condition(context, self.classes)
+        batch, (layers, sectors, _) = len(condition), self.event_shape
+        turn, first = rand((batch, 2 + 2 * (layers + 1)), generator).split(
+            [2, 2 * (layers + 1)], 1
+        )
+        energies = self.profile.sample(condition, first)
+        steps = (sampler or {}).get("steps", STEPS)
+        chosen = self._sampler(steps, sampler is not None)
+        z = self.field.sample(
+            (), self._inner(energies, condition), sampler=chosen, generator=generator
+        )
+        x = self.shares.inverse(z, energies)
+        return rotated(x, (turn[:, 0] * sectors).long(), turn[:, 1] < 0.5) if self.rotates else x
+
+    def _sampler(self, steps: int, asked: bool) -> dict[str, Any] | None:
+        if self.family == "flow_matching":
+            return {"name": "heun", "steps": steps}
+        if self.family == "diffusion":
+            return {"steps": steps}
+        if asked:
+            raise AleatorError(f"--steps: the family {self.family} has no steps; leave it out")
+        return None
+
+    def standardise(self, x: Tensor, context: Context) -> None:
+        """Fit the scales of inputs and of the transformed voxels to some training showers."""
+        with torch.no_grad():
+            condition = standard_condition(context, self.classes)
+            self.profile.standardise(x.sum((2, 3)), condition)
+            self.shares.fit(x, torch.rand(x.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def field_config(
+    family: str, shape: tuple[int, int, int], vector: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Core's config of a family over (L, R, A), conditioned on a vector."""
+    given = dict(options)
+    net = {**dict(given.pop("net", {}))}
+    if family in ("diffusion", "flow_matching"):
+        base: dict[str, Any] = {"family": family}
+        base["net"] = {"name": "unet", **UNET, "vector_dim": vector, **net}
+        if family == "diffusion":
+            base["path"] = {"name": "edm", "sigma_min": 0.01, "sigma_max": 20.0}
+    elif family == "flow":
+        base = {"family": "real_nvp", "layers": 4, "hidden": [128], "vector_dim": vector}
+    else:
+        base = {
+            "family": "vae",
+            "latent_dim": 32,
+            "encoder": {"name": "mlp", "width": 256, "blocks": 1, "vector_dim": vector},
+            "decoder": {"name": "mlp", "width": 256, "blocks": 1, "vector_dim": vector},
+        }
+    return {**base, **given, "event_shape": list(shape)}

@@ -1,0 +1,1 @@
+"""Reconstructed jets from generator-level ones: response, efficiency, fakes, whole events."""

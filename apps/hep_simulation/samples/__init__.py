@@ -1,0 +1,1 @@
+"""Bundled samples and weights, so that every command runs without a download."""

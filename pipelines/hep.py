@@ -1,0 +1,197 @@
+"""`python -m pipelines.hep`: calorimeter showers, learned from a simulation and judged like it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines._door import door, friendly, overrides, say
+
+app = door(
+    "Learned calorimeter showers in CaloChallenge's layout: train on Geant4 showers, simulate "
+    "tens of times faster than it on one core, judge as the challenge judges.\n\n"
+    "Try it: `python -m pipelines.hep simulate` runs bundled weights. Your own detector: "
+    "`train SHOWERS.hdf5 --geometry BINNING.xml -o my_model`, then "
+    "`simulate --model my_model --energies 1:64:log -n 10000 -o out.hdf5`, then "
+    "`evaluate out.hdf5 TEST.hdf5 --geometry BINNING.xml -o report`."
+)
+
+Geometry = Annotated[
+    Path,
+    typer.Option("--geometry", metavar="BINNING.xml", help="Binning file of the showers."),
+]
+Binning = Annotated[
+    str | None, typer.Option("--binning", help="Name of the binning, where the file has several.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same showers, however the work is split.")]
+
+
+@app.command()
+@friendly
+def train(
+    showers: Annotated[
+        list[Path], typer.Argument(metavar="SHOWERS.hdf5...", help="Training showers, in MeV.")
+    ],
+    geometry: Geometry,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the trained model.")],
+    binning: Binning = None,
+    family: Annotated[
+        str | None, typer.Option(help="cascade, flow, flow_matching, diffusion or vae.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON file with the configuration.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Override one value; repeatable."),
+    ] = None,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped training.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a model on showers of any geometry."""
+    from apps.hep_simulation.config import read_config
+    from apps.hep_simulation.geometry import read_geometry
+    from apps.hep_simulation.train import train as run
+
+    chosen = overrides(settings or []) | ({"family": family} if family else {})
+    run(
+        showers,
+        read_geometry(geometry, binning),
+        output,
+        read_config(config, chosen),
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        say=say,
+    )
+
+
+@app.command()
+@friendly
+def simulate(
+    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.hdf5.")] = Path(
+        "showers.hdf5"
+    ),
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="Folder of a trained model; the bundled one if not given."),
+    ] = None,
+    energies: Annotated[
+        str | None,
+        typer.Option(metavar="LOW:HIGH:log", help="GeV; without `log`, uniform; or one energy."),
+    ] = None,
+    count: Annotated[int, typer.Option("-n", "--count", help="Showers to draw.")] = 1000,
+    particle: Annotated[
+        str | None,
+        typer.Option(help="PDG numbers or names, comma-separated; all of the model if none."),
+    ] = None,
+    conditions: Annotated[
+        Path | None, typer.Option(metavar="FILE.hdf5", help="Take incident energies from a file.")
+    ] = None,
+    seed: Seed = 0,
+    steps: Annotated[
+        int | None, typer.Option(help="Evaluations a shower, of families that have steps.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Showers computed together.")] = 100,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse conditions outside of training.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate showers to a file that CaloChallenge's own scripts read.
+
+    A run that is stopped continues where it was when the same command is given again.
+    """
+    from core.errors import AleatorError
+
+    if conditions is not None and energies is not None:
+        raise AleatorError("give --energies or --conditions, not both")
+    from apps.hep_simulation.conditions import Conditions, listed, parse_spectrum
+    from apps.hep_simulation.simulate import Request, run
+
+    wanted: Conditions
+    if conditions is not None:
+        wanted = listed(conditions, particle)
+    else:
+        wanted = parse_spectrum(energies or "1:64:log", particle, count)
+    request = Request(
+        conditions=wanted,
+        output=output,
+        model=model,
+        seed=seed,
+        steps=steps,
+        batch=batch,
+        strict=strict,
+        overwrite=overwrite,
+    )
+    run(request, say=say)
+
+
+@app.command()
+@friendly
+def evaluate(
+    generated: Annotated[Path, typer.Argument(metavar="GENERATED.hdf5")],
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE.hdf5")],
+    geometry: Geometry,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")],
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            "--train", metavar="TRAIN.hdf5", help="Training showers: the floor, and memorisation."
+        ),
+    ] = None,
+    binning: Binning = None,
+    figures: Annotated[bool, typer.Option(help="Draw figures.")] = True,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Judge generated showers: results.json, report.md and figures."""
+    from apps.hep_simulation.evaluate import evaluate as run
+    from apps.hep_simulation.geometry import read_geometry
+
+    run(
+        generated,
+        reference,
+        read_geometry(geometry, binning),
+        output,
+        train=train,
+        figures=figures,
+        seed=seed,
+        overwrite=overwrite,
+        say=say,
+    )
+
+
+@app.command()
+@friendly
+def prepare(
+    showers: Annotated[list[Path], typer.Argument(metavar="SHOWERS.hdf5...")],
+    geometry: Geometry,
+    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.hdf5.")],
+    binning: Binning = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Check every value of shower files and join them into one."""
+    from apps.hep_simulation.geometry import read_geometry
+    from apps.hep_simulation.prepare import prepare as run
+
+    say(run(showers, read_geometry(geometry, binning), output, overwrite=overwrite))
+
+
+@app.command()
+@friendly
+def info(
+    thing: Annotated[
+        Path, typer.Argument(metavar="MODEL|FILE", help="A model, showers or a binning.")
+    ],
+) -> None:
+    """Say in words what is in a model folder, a shower file or a binning file."""
+    from apps.hep_simulation.describe import describe
+
+    print(describe(thing))
+
+
+if __name__ == "__main__":
+    app()
