@@ -74,8 +74,9 @@ class Counts:
     pooled: np.ndarray
     frames: np.ndarray
 
-    def array(self) -> np.ndarray:
-        return self.frames
+    def weighted(self, weights: np.ndarray) -> np.ndarray:
+        """As of `FrameCounts`: sums of the frames (2, D, M) with weights (D, N)."""
+        return np.stack([weights @ self.frames[:, k] for k in (0, 1)])
 
     def __len__(self) -> int:
         return len(self.frames)
