@@ -9,11 +9,14 @@ likelihood in held-out blocks of time.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+SIDE = 40
+"""Cells a side that the choice of features looks at, about; twice as many for their weights."""
 LIMIT = 3.0
 """Features are held within ± LIMIT standard deviations: no extrapolation into the absurd."""
 
@@ -55,8 +58,8 @@ def _chosen(error: Tensor, features: Tensor, folds: list[tuple[Tensor, Tensor]])
     """B (K,) of the features whose likelihood in held-out blocks is best; zero elsewhere."""
     count = features.shape[-1]
     subsets = [s for n in range(count + 1) for s in itertools.combinations(range(count), n)]
-    thin = (slice(None), slice(None, None, 2), slice(None, None, 2))
-    e, f = error[thin], features[thin]
+    step = max(2, round(math.sqrt(error[0].numel()) / SIDE))
+    e, f = (_thinned(v, step) for v in (error, features))
     held_out = torch.zeros(len(subsets), dtype=torch.float64)
     for train, rest in folds:
         for i, subset in enumerate(subsets):
@@ -66,8 +69,14 @@ def _chosen(error: Tensor, features: Tensor, folds: list[tuple[Tensor, Tensor]])
             held_out[i] += score.double().mean() * len(rest)
     best = subsets[int(held_out.argmin())]
     weights = torch.zeros(count)
-    weights[list(best)] = _maximum_likelihood(error, features[..., best])[0]
+    e, f = (_thinned(v, step // 2) for v in (error, features))
+    weights[list(best)] = _maximum_likelihood(e, f[..., best])[0]
     return weights
+
+
+def _thinned(fields: Tensor, step: int) -> Tensor:
+    """Every so many rows and columns of (T, H, W, ...): five numbers need no more."""
+    return fields[:, ::step, ::step]
 
 
 def _maximum_likelihood(error: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
