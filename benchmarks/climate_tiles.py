@@ -4,7 +4,7 @@
                                        [--out FOLDER]
 
 DATA/radar holds `knmi_pr_5min_1km_20100826.nc` (KNMI radar, rain every five minutes on 1 km; from
-pysteps-data); the model, 8 km to 1 km, is trained on patches of 96 cells by recipes/radar.json
+pysteps-data); the model, 8 km to 1 km, is trained on patches of 64 cells by recipes/radar.json
 where it is not in FOLDER yet. The same noise is denoised in every row. `seam` is the mean square
 step of the residual across borders of tiles over that elsewhere: 1 if nothing shows. `apart` is
 the root mean square difference from the whole, in units of the ensemble's spread.
@@ -35,8 +35,8 @@ HERE = Path(__file__).parent
 SOURCE = "radar/knmi_pr_5min_1km_20100826.nc"
 WINDOW = {"y": slice(300, 588), "x": slice(250, 538)}
 """Of the radar's cells, 288 x 288 km."""
-TILES = {"whole": None, "96": Tiles(96, 48), "96, narrow overlap": Tiles(96, 16)} | {
-    "144": Tiles(144, 48)
+TILES = {"whole": None, "64": Tiles(64, 32), "64, narrow overlap": Tiles(64, 16)} | {
+    "96": Tiles(96, 48)
 }
 
 
