@@ -1,8 +1,8 @@
 """How few evaluations of the network an ensemble needs: scores against evaluations, per sampler.
 
     python benchmarks/climate_steps.py DATA [--cases era5_tas,...] [--models FOLDER]
-                                       [--evaluations 2,3,4,6,8,12,32] [--members 16]
-                                       [--out FOLDER]
+                                       [--evaluations 4,8,32] [--samplers 2m,unipc,ddim]
+                                       [--members 16] [--out FOLDER]
 
 The models are those of climate.py, trained before; the test times and the noise are the same in
 every row, so that differences are those of the sampler alone. `change` is the CRPS relative to
@@ -40,13 +40,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="folder with the data sets")
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated; default: all")
     parser.add_argument("--models", type=Path, default=Path("models"), help="trained")
-    parser.add_argument("--evaluations", default="2,3,4,6,8,12,32")
+    parser.add_argument("--evaluations", default="4,8,32")
+    parser.add_argument("--samplers", default=",".join(SAMPLERS), help="default: all")
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     counts = sorted(int(count) for count in options.evaluations.split(","))
+    samplers = {name: SAMPLERS[name] for name in options.samplers.split(",")}
     tables = [
-        run(CASES[name], options.data, options.models, options.members, counts)
+        run(CASES[name], options.data, options.models, options.members, counts, samplers)
         for name in options.cases.split(",")
     ]
     results = write_results(options.out / "climate_steps.json", tables)
@@ -56,7 +58,14 @@ def main(arguments: list[str] | None = None) -> None:
         found.print()
 
 
-def run(case: Case, data: Path, models: Path, members: int, counts: list[int]) -> Table:
+def run(
+    case: Case,
+    data: Path,
+    models: Path,
+    members: int,
+    counts: list[int],
+    samplers: dict[str, dict[str, str]],
+) -> Table:
     """One case: every sampler at every number of evaluations, the best known one first."""
     (source,) = (str(path) for path in sorted(data.glob(case.data)))
     recipe = next(iter(case.recipes))
@@ -67,7 +76,7 @@ def run(case: Case, data: Path, models: Path, members: int, counts: list[int]) -
     v = model.names.index(case.variable)
     truth = prepared.arrays(prepared.test)[0][:, v]
     rows: list[Row] = []
-    for name, sampler in SAMPLERS.items():
+    for name, sampler in samplers.items():
         for count in reversed(counts):
             started = time.perf_counter()
             drawn = draw(model, prepared, members, {**sampler, "steps": count})[:, :, v]
