@@ -73,11 +73,7 @@ def train(
     if (output / "model.json").exists() and not overwrite:
         raise AleatorError(f"{output} holds a model; choose another folder or --overwrite")
     config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
-    frames = read_frames(data, config.classes, config.void, height=config.rows)
-    say(f"{len(frames)} frames of {frames.images.shape[2]}x{frames.images.shape[1]} pixels")
-    if config.held_out:
-        frames = frames.without(config.held_out)
-        say(f"{len(frames)} frames are without {config.held_out}")
+    frames = training_frames(data, config, say)
     torch.manual_seed(seed)
     model = initial_model(frames, config, start, weights)
     count = sum(p.numel() for p in model.parameters())
@@ -110,14 +106,7 @@ def train(
     model = trained.model.eval()
     if isinstance(trained.mixer.source, JointFlow):
         generator = trained.mixer.source.flow
-    val = validation or data / "val"
-    scores: dict[str, float] = {}
-    if (val / "images").is_dir():
-        unseen = read_frames(val, config.classes, config.void, height=config.rows)
-        found = frames_miou(model, unseen.without_ids(config.held_out))
-        if found is not None:
-            scores = {"closed_miou": found}
-            say(f"closed mIoU on {val.name}: {found:.3f}")
+    scores = judged(model, validation or data / "val", config, say)
     card = make_card(model, frames, config, fitted.steps, fitted.seconds / 60, scores)
     saved = model.save(
         output,
@@ -131,6 +120,28 @@ def train(
     shutil.rmtree(work)
     say(f"{output}: model {saved.fingerprint}, {fitted.steps} steps")
     return model
+
+
+def training_frames(data: Path, config: Config, say: Say) -> Frames:
+    """Labelled frames, without those of a class that is held out."""
+    frames = read_frames(data, config.classes, config.void, height=config.rows)
+    say(f"{len(frames)} frames of {frames.images.shape[2]}x{frames.images.shape[1]} pixels")
+    if config.held_out:
+        frames = frames.without(config.held_out)
+        say(f"{len(frames)} frames are without {config.held_out}")
+    return frames
+
+
+def judged(model: AnomalyModel, folder: Path, config: Config, say: Say) -> dict[str, float]:
+    """Closed mIoU on frames of a folder; nothing if there are none."""
+    if not (folder / "images").is_dir():
+        return {}
+    unseen = read_frames(folder, config.classes, config.void, height=config.rows)
+    found = frames_miou(model, unseen.without_ids(config.held_out))
+    if found is None:
+        return {}
+    say(f"closed mIoU on {folder.name}: {found:.3f}")
+    return {"closed_miou": found}
 
 
 def _what(config: Config) -> dict[str, Any]:

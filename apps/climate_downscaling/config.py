@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
 from apps.climate_downscaling.mean import MeanConfig
 from apps.climate_downscaling.predictors import PredictorConfig
 from core.errors import AleatorError
+from core.settings import merge, parse_settings, read_settings
 from core.training import FitConfig
 
 
@@ -145,13 +146,13 @@ def read_config(
         AleatorError: the file cannot be read, an option is unknown or has a bad value, or
             variables are missing, or both factor and predictors are.
     """
-    merged = _merge(_read(file) if file else {}, overrides)
+    merged = read_settings(file, overrides)
     if variables is not None:
         merged["variables"] = [name.strip() for name in variables.split(",") if name.strip()]
     if factor is not None:
         merged["factor"] = factor
     if predictors:
-        merged = _merge(merged, {"predictors": {"files": list(predictors)}})
+        merged = merge(merged, {"predictors": {"files": list(predictors)}})
     if "variables" not in merged:
         raise AleatorError("--variables is missing; give it, or put it in the config file")
     if "factor" not in merged and not merged.get("predictors", {}).get("files"):
@@ -168,34 +169,4 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     Raises:
         AleatorError: naming the option.
     """
-    try:
-        return TypeAdapter(Config).validate_python(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "unexpected_keyword_argument":
-            raise AleatorError(f"config: unknown option {name}") from None
-        message = first["msg"].removeprefix("Value error, ")
-        raise AleatorError(f"config: {name}: {message}" if name else message) from None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AleatorError(f"{file}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AleatorError(f"{file}: not a JSON file ({error})") from None
-    if not isinstance(values, dict):
-        raise AleatorError(f"{file}: expected a JSON object with options")
-    return values
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            value = _merge(below, value)
-        merged[key] = value
-    return merged
+    return parse_settings(Config, values)

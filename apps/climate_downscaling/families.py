@@ -14,6 +14,7 @@ from typing import Any
 from core.errors import AleatorError
 from core.model import GenerativeModel
 from core.path_model import PathModel
+from core.settings import merge
 
 FAMILIES = ("diffusion", "flow_matching", "glow", "residual_flow", "vae")
 
@@ -62,7 +63,7 @@ def family_config(family: str, condition: Condition, options: Mapping[str, Any])
     defaults = makers[family](condition)
     if "net" not in defaults:
         options = {name: value for name, value in options.items() if name != "net"}
-    chosen = _merged(defaults, options)
+    chosen = merge(defaults, options)
     return {
         "family": family,
         **chosen,
@@ -123,13 +124,3 @@ def _vae(condition: Condition) -> dict[str, Any]:
         "decoder": copy.deepcopy(coder),
         "warmup": 500,
     }
-
-
-def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            value = _merged(dict(below), value)
-        merged[key] = value
-    return merged
