@@ -25,8 +25,8 @@ import scanpy as sc
 from apps.single_cell import Denoiser
 from apps.single_cell.data import sample_path
 from apps.single_cell.de import Test, differential
+from apps.single_cell.inputs import bundled_model
 from apps.single_cell.mcv import TARGET
-from apps.single_cell.run import bundled_model
 from core.report import Table, report, write_results, write_text
 
 HERE = Path(__file__).parent

@@ -35,6 +35,21 @@ Settings = Annotated[
     typer.Option("--set", metavar="A.B=C", help="Override one value of the config; repeatable."),
 ]
 
+Workers = Annotated[
+    int | None, typer.Option(help="Worker processes on this machine; 1 runs in this process.")
+]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tcp://...")
+]
+Stations = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Stations (CSV or NetCDF) that members are to agree with."),
+]
+StationError = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=SD", help="Standard deviation of an observation, e.g. tas=0.5."),
+]
+
 
 @app.command()
 @friendly
@@ -65,24 +80,10 @@ def downscale(
         bool,
         typer.Option(help="Let neighbouring times of a member go together as they do in nature."),
     ] = False,
-    observations: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Stations (CSV or NetCDF) that members are to agree with."
-        ),
-    ] = None,
-    observation_error: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=SD", help="Standard deviation of an observation, e.g. tas=0.5."
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Worker processes on this machine; 1 runs in this process.")
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tcp://...")
-    ] = None,
+    observations: Stations = None,
+    observation_error: StationError = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     chunk: Annotated[
         int | None, typer.Option(help="Time steps per task; memory follows it.")
     ] = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import AleatorError
+from core.settings import read_settings
 from core.training import FitConfig
 
 FAMILIES = ("cascade", "diffusion", "flow", "flow_matching", "vae")
@@ -76,19 +77,4 @@ def parse_config(values: Mapping[str, Any]) -> Config:
 
 def read_config(path: Path | None, overrides: Mapping[str, Any]) -> Config:
     """A config from a JSON file, then `--set` options over it."""
-    import json
-
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise AleatorError(f"{path}: no such file") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise AleatorError(f"{path}: not JSON ({error})") from None
-        if not isinstance(values, dict):
-            raise AleatorError(f"{path}: expected a JSON object")
-    for name, value in overrides.items():
-        nested = isinstance(value, dict) and isinstance(values.get(name), dict)
-        values[name] = {**values[name], **value} if nested else value
-    return parse_config(values)
+    return parse_config(read_settings(path, overrides))

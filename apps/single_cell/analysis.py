@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,8 @@ from apps.single_cell.de import (
     groups_of,
     rank_genes_groups,
 )
-from apps.single_cell.denoise import LATENT, Denoiser
+from apps.single_cell.denoise import LATENT
+from apps.single_cell.inputs import Covariate, Input, bundled_model, model_of
 from apps.single_cell.integration import KEPT, MIXED, integration_scores
 from apps.single_cell.layers import AVERAGE, Output
 from apps.single_cell.output import Additions, check_output, write_cells
@@ -28,47 +29,8 @@ from apps.single_cell.realism import Components
 from core.errors import AleatorError
 from core.report import Table, write_results, write_text
 
-if TYPE_CHECKING:
-    from apps.single_cell.run import Covariate, Input
-
 Say = Callable[[object], None]
 INTEGRATED = "integrated"
-
-
-def model_of(
-    cells: Cells,
-    model: Path | None,
-    covariates: Covariate,
-    config: Config | None,
-    *,
-    seed: int,
-    search: bool,
-    device: str,
-    say: Say,
-) -> Denoiser:
-    """The model of a folder, or one that is fitted to these cells.
-
-    Raises:
-        AleatorError: covariates beside a model that has its own; bad cells.
-    """
-    from apps.single_cell.run import Covariate
-
-    if model is not None:
-        if covariates != Covariate():
-            raise AleatorError("covariates belong to training: a trained model knows its own")
-        return Denoiser.load(model)
-    return Denoiser.fit(
-        cells,
-        batch_key=covariates.batch_key,
-        categorical=covariates.categorical,
-        continuous=covariates.continuous,
-        config=config,
-        seed=seed,
-        search=search,
-        device=device,
-        say=say,
-        progress=True,
-    )
 
 
 def de(
@@ -93,8 +55,6 @@ def de(
     Raises:
         AleatorError: anything wrong with the input, the groups, the model or the options.
     """
-    from apps.single_cell.run import Covariate, bundled_model
-
     check_output(path, given.source, overwrite=overwrite)
     if table is not None and table.exists() and not overwrite:
         raise AleatorError(f"{table} exists; choose another name or --overwrite")
@@ -162,8 +122,6 @@ def integrate(
     Raises:
         AleatorError: no batch key, or anything wrong with the input or the options.
     """
-    from apps.single_cell.run import Covariate
-
     check_output(path, given.source, overwrite=overwrite)
     covariates = covariates or Covariate()
     if model is None and covariates.batch_key is None:

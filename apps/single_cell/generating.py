@@ -12,6 +12,7 @@ from apps.single_cell.checks import some
 from apps.single_cell.config import Config
 from apps.single_cell.denoise import Denoiser
 from apps.single_cell.generate import Generator, generating, has_prior
+from apps.single_cell.inputs import Covariate, Input, bundled_model, model_of
 from apps.single_cell.output import check_output, write_anndata
 from apps.single_cell.prior import PriorConfig
 from core.errors import AleatorError
@@ -99,7 +100,7 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def generate(
-    given: Any,
+    given: Input,
     path: Path,
     cells: int,
     *,
@@ -108,7 +109,7 @@ def generate(
     like: Sequence[str] = (),
     translation: Translation | None = None,
     prior: PriorConfig | None = None,
-    covariates: Any = None,
+    covariates: Covariate | None = None,
     config: Config | None = None,
     seed: int = 0,
     search: bool = False,
@@ -119,7 +120,7 @@ def generate(
     """Write new cells, or translated ones.
 
     Args:
-        given: `run.Input`: the cells that new ones are to be like, or that are translated.
+        given: `inputs.Input`: the cells that new ones are to be like, or that are translated.
         path: of the output.
         cells: how many.
         model: folder; the input itself is learned from if None.
@@ -127,7 +128,7 @@ def generate(
         like: columns whose categories come in the proportions of the input.
         translation: instead of new cells.
         prior: how it is made, where the model's folder has none.
-        covariates: `run.Covariate` of a model that is fitted here.
+        covariates: `inputs.Covariate` of a model that is fitted here.
         config: likewise.
         seed: of everything random.
         search: choose the options of the model by molecular cross-validation, as for denoising.
@@ -138,8 +139,6 @@ def generate(
     Raises:
         AleatorError: anything wrong with the input, the model or the options.
     """
-    from apps.single_cell.run import Covariate, bundled_model
-
     check_output(path, given.source, overwrite=overwrite)
     fixed = dict(pair(text) for text in where)
     asked = [*fixed.items()]
@@ -166,41 +165,40 @@ def generate(
     else:
         wanted = Wanted(tuple(dict.fromkeys(columns)), prior or PriorConfig())
         wanted.check(source, asked)
-        denoiser = (
-            Denoiser.load(model)
-            if model is not None
-            else Denoiser.fit(
-                source,
-                batch_key=covariates.batch_key,
-                categorical=covariates.categorical,
-                continuous=covariates.continuous,
-                config=config if search else generating(config, len(source)),
-                seed=seed,
-                search=search,
-                device=device,
-                say=say,
-                progress=True,
-            )
-        )
+        chosen = config if search else generating(config, len(source))
+        known: Any = {"seed": seed, "search": search, "device": device, "say": say}
+        denoiser = model_of(source, model, covariates, chosen, **known)
         generator = wanted.fit(denoiser, source, seed, device, say)
-    if translation:
-        if source is None:
-            raise AleatorError("a translation needs the cells that are to be translated as INPUT")
-        made = generator.translate(
-            source, translation.column, translation.start, translation.end, seed=seed
-        )
-    else:
-        for column in like:
-            if column not in (known := _columns(generator)):
-                raise AleatorError(
-                    f"the prior does not know {column} (it knows {', '.join(known) or 'none'}): "
-                    "train with --like, or give INPUT and a model without a prior"
-                )
-        made = generator.generate(cells, fixed, seed=seed)
+    made = _made(generator, source, translation, cells, fixed, like, seed)
     written = write_anndata(made, path, overwrite=overwrite)
     told = "translated" if translation else "new"
     say(f"wrote {written}: {made.n_obs} {told} cells x {made.n_vars} genes")
     return written
+
+
+def _made(
+    generator: Generator,
+    source: Cells | None,
+    translation: Translation | None,
+    cells: int,
+    fixed: dict[str, str],
+    like: Sequence[str],
+    seed: int,
+) -> Any:
+    """Cells of the source translated, or so many new ones; an AnnData."""
+    if translation:
+        if source is None:
+            raise AleatorError("a translation needs the cells that are to be translated as INPUT")
+        ends = (translation.column, translation.start, translation.end)
+        return generator.translate(source, *ends, seed=seed)
+    known = _columns(generator)
+    for column in like:
+        if column not in known:
+            raise AleatorError(
+                f"the prior does not know {column} (it knows {', '.join(known) or 'none'}): "
+                "train with --like, or give INPUT and a model without a prior"
+            )
+    return generator.generate(cells, fixed, seed=seed)
 
 
 def _columns(generator: Generator) -> list[str]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from apps.single_cell.cells import Cells
 from apps.single_cell.config import Config
-from apps.single_cell.data import open_cells, sample_path
 from apps.single_cell.denoise import Denoiser
-from apps.single_cell.filters import Filters
 from apps.single_cell.generating import Wanted
+from apps.single_cell.inputs import Covariate, Input, bundled_model, model_of
 from apps.single_cell.layers import Output
 from apps.single_cell.output import Additions, check_output, write_cells
 from core.cards import write_card
@@ -24,48 +22,6 @@ from core.errors import AleatorError
 from core.report import Table, command_line, hardware, report, write_results, write_text
 
 Say = Callable[[object], None]
-SAMPLE_MODEL = "five_lines_model"
-
-
-@dataclass(frozen=True)
-class Input:
-    """What to read, and how; see `python -m pipelines.single_cell denoise --help`."""
-
-    source: str | None = None
-    layer: str | None = None
-    drop_empty: bool = False
-    make_unique: bool = False
-    allow_noninteger: bool = False
-    filters: Filters = field(default_factory=Filters)
-
-    def open(self, say: Say) -> Cells:
-        """The cells, after the filters; says what was found and left out."""
-        cells = open_cells(
-            self.source if self.source is not None else sample_path(),
-            self.layer,
-            drop_empty=self.drop_empty,
-            make_unique=self.make_unique,
-            allow_noninteger=self.allow_noninteger,
-        )
-        cells = self.filters(cells)
-        n, g = cells.shape
-        middle = float(np.median(cells.summary.totals))
-        say(
-            f"{cells.source}: {cells.slot}, {n} cells x {g} genes, "
-            f"{cells.summary.density:.1%} not zero, median {middle:g} molecules"
-        )
-        for note in cells.notes:
-            say(f"  {note}")
-        return cells
-
-
-@dataclass(frozen=True)
-class Covariate:
-    """Columns of obs that the model is conditioned on."""
-
-    batch_key: str | None = None
-    categorical: tuple[str, ...] = ()
-    continuous: tuple[str, ...] = ()
 
 
 def train(
@@ -137,28 +93,11 @@ def denoise(
         AleatorError: anything wrong with the input, the model, the options or the disk.
     """
     check_output(path, given.source, overwrite=overwrite)
-    covariates = covariates or Covariate()
     if given.source is None and model is None:
         model = bundled_model()
-    if model is not None:
-        if covariates != Covariate():
-            raise AleatorError("covariates belong to training: a trained model knows its own")
-        denoiser = Denoiser.load(model)
-        cells = given.open(say)
-    else:
-        cells = given.open(say)
-        denoiser = Denoiser.fit(
-            cells,
-            batch_key=covariates.batch_key,
-            categorical=covariates.categorical,
-            continuous=covariates.continuous,
-            config=config,
-            seed=seed,
-            search=search,
-            device=device,
-            say=say,
-            progress=True,
-        )
+    cells = given.open(say)
+    known: Any = {"seed": seed, "search": search, "device": device, "say": say}
+    denoiser = model_of(cells, model, covariates or Covariate(), config, **known)
     written = denoiser.write(cells, path, output, overwrite=overwrite)
     for line in denoiser.warnings(_column(written, "aleator_ood")):
         say(line)
@@ -281,11 +220,6 @@ def evaluate(
         table.print()
     say(verdict.sentence())
     return target
-
-
-def bundled_model() -> Path:
-    """Folder of the bundled weights, of the bundled sample."""
-    return sample_path().parent / SAMPLE_MODEL
 
 
 def _card(denoiser: Denoiser, seconds: float) -> dict[str, object]:

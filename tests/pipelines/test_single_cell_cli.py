@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from apps.single_cell.data import sample_path
 from apps.single_cell.evaluation import truth_scores
-from apps.single_cell.run import bundled_model
+from apps.single_cell.inputs import bundled_model
 from pipelines.single_cell import app
 
 QUICK = ("--no-search", "--steps", 40)

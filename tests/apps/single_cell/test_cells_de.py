@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from apps.single_cell import Config, Denoiser
 from apps.single_cell.data import sample_path
 from apps.single_cell.de import Test, differential, expected_fdr, rank_genes_groups, shrink
-from apps.single_cell.run import bundled_model
+from apps.single_cell.inputs import bundled_model
 from core.errors import AleatorError
 from pipelines.single_cell import app
 

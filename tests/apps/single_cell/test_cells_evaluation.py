@@ -13,10 +13,10 @@ from apps.single_cell.covariates import Design
 from apps.single_cell.data import sample_path
 from apps.single_cell.evaluation import coverage_by, protein_agreement, truth_scores
 from apps.single_cell.fitting import Stream, default_steps, mixed
+from apps.single_cell.inputs import bundled_model
 from apps.single_cell.mcv import log_normalised
 from apps.single_cell.ood import Surprise
 from apps.single_cell.posterior import Rates, pit
-from apps.single_cell.run import bundled_model
 from core.errors import AleatorError
 
 
