@@ -30,6 +30,9 @@ from core.errors import AleatorError
 ERRORS = {"K": 0.5, "mm day-1": 1.0, "m s-1": 1.0, "Pa": 50.0}
 """Unit -> standard deviation of an observation about its cell's mean, where none is given."""
 
+COLDEST = 150.0
+"""K: no station is colder."""
+
 _COLUMN = re.compile(r"\s*(?P<name>[^\[\]]+?)\s*(?:\[(?P<units>[^\]]*)\])?\s*")
 _RADIUS = 6371.0
 
@@ -120,7 +123,7 @@ def read_stations(
             entry = (v * size + int(cell[s]), float(array[t, s]), spreads[v])
             rows.setdefault(int(keys[t]), []).append(entry)
     if not rows:
-        raise AleatorError(f"{path}: no observation within the model's domain")
+        raise AleatorError(f"{path}: no observation, or none within the model's domain")
     by_time = {key: _merged(entries) for key, entries in rows.items()}
     places = len(set(cell[inside].tolist()))
     return Stations(str(path), by_time, places, tuple(notes))
@@ -174,6 +177,14 @@ def _from_csv(path: Path) -> xr.Dataset:
     for needed in ("time", "lat", "lon"):
         if needed not in table:
             raise AleatorError(f"{path}: no column {needed}; it has {listed}")
+    for name in ("lat", "lon"):
+        places = pd.to_numeric(table[name], errors="coerce")
+        if places.isna().any():
+            row = int(places.isna().argmax())
+            raise AleatorError(
+                f"{path}: row {row + 1}: {name} is '{table[name].iloc[row]}'; degrees are needed"
+            )
+        table[name] = places
     try:
         table["time"] = pd.to_datetime(table["time"]).dt.tz_localize(None)
     except (ValueError, TypeError) as error:
@@ -208,7 +219,10 @@ def _places(dataset: xr.Dataset, path: Path) -> tuple[np.ndarray, np.ndarray]:
             raise AleatorError(
                 f"{path}: no coordinate {names[0]} of the stations; give lat and lon (station)"
             )
-        found.append(dataset[name].values.astype(np.float64))
+        places = dataset[name].values.astype(np.float64)
+        if not np.isfinite(places).all():
+            raise AleatorError(f"{path}: {name} of a station is missing; leave that station out")
+        found.append(places)
     return found[0], found[1]
 
 
@@ -222,11 +236,23 @@ def _values(
         if len(names) == 1 and dataset[names[0]].ndim == 2:
             array, _ = canonical(dataset, names[0], str(path))
             found[v] = array.transpose(time, ...).values
+            _refuse_strange(found[v], variable, path)
     if not found:
         wanted = ", ".join(variable.name for variable in variables)
         have = ", ".join(map(str, dataset.data_vars)) or "nothing"
         raise AleatorError(f"{path}: none of the model's variables ({wanted}); it has {have}")
     return found
+
+
+def _refuse_strange(values: np.ndarray, variable: Variable, path: Path) -> None:
+    if np.isinf(values).any():
+        raise AleatorError(f"{path}: {variable.name} has infinite values; leave them empty")
+    known = values[np.isfinite(values)]
+    if variable.units == "K" and known.size and known.min() < COLDEST:
+        raise AleatorError(
+            f"{path}: {variable.name} is {known.min():g} K somewhere: degrees Celsius? say so in "
+            f"the units, {variable.name} [degC]"
+        )
 
 
 def _errors(
