@@ -6,7 +6,7 @@ import pytest
 import torch
 import xarray as xr
 
-from apps.climate_downscaling.constraints import draw_given, transformed
+from apps.climate_downscaling.constraints import Points, draw_given, transformed
 from apps.climate_downscaling.downscale import Downscaler, ensemble
 from apps.climate_downscaling.field import Variable
 from apps.climate_downscaling.grid import Grid
@@ -117,6 +117,20 @@ def test_amounts_are_seen_in_the_space_of_the_model():
     np.testing.assert_allclose(values, [281, 3, dry])
     np.testing.assert_allclose(errors, [0.5, 0.5 / 3, 0.5])
     np.testing.assert_allclose(least, [-np.inf, dry, dry])
+
+
+def test_what_is_below_the_least_has_no_derivative():
+    generator = torch.Generator().manual_seed(0)
+    x, u = torch.randn(2, 3, 1, 2, 4, generator=generator).double()
+    ones = torch.ones(3).double()
+    points = Points(
+        torch.tensor([0, 3, 7]), ones, 2 * ones, 0.5 * ones, torch.tensor([1.0, 0.0, 9.0])
+    )
+    found = points.tangent(x, u)
+    torch.testing.assert_close(found, torch.func.jvp(points, (x,), (u,))[1])
+    assert (found == 0).any()
+    assert (found != 0).any()
+    assert not points.linear
 
 
 class Zero(torch.nn.Module):
