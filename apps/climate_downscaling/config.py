@@ -85,6 +85,7 @@ class Config:
         predictors: files to learn from in place of block means of the fine data.
         statics: file with orography and land fraction, if the data do not have them.
         transforms: options of the transforms by variable; see `preprocessing`.
+        ordered: keep tasmin ≤ tas ≤ tasmax where two of them are modelled; see `ordering`.
         split: which times are for what.
         mean: the regression.
         residual: the generative model.
@@ -96,6 +97,7 @@ class Config:
     predictors: PredictorConfig = field(default_factory=PredictorConfig)
     statics: str | None = None
     transforms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    ordered: bool = True
     split: SplitConfig = field(default_factory=SplitConfig)
     mean: MeanConfig = field(default_factory=MeanConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)

@@ -120,9 +120,18 @@ class Downscaler:
         if source is None:
             return None
         model = self.model
-        return read_stations(
+        found = read_stations(
             source, model.variables, model.fine_grid, model.valid.cpu().numpy(), errors
         )
+        order, size = model.transforms.order, model.valid.numel()
+        for channel in order.differences if order else ():
+            if any((seen.cells // size == channel).any() for seen in found.by_time.values()):
+                name, anchor = model.names[channel], model.names[order.anchor if order else 0]
+                raise AleatorError(
+                    f"{source}: {name} is modelled as its difference to {anchor} and cannot be "
+                    "observed; leave it out, or train with --set ordered=false"
+                )
+        return found
 
     def field(self, source: Source, time_range: str | None = None) -> Field:
         """Open coarse input and bring it onto the model's grid.
@@ -264,11 +273,13 @@ def _side_by_side(draw: Callable[[int], None], count: int, place: str) -> None:
 def read_coarse(model: DownscalingModel, field: Field, start: int, stop: int) -> np.ndarray:
     """Coarse values (T, V, h, w); missing cells are refused where the model needs data."""
     has_data = model.needs.numpy()
-    if has_data.all():
-        return field.read(start, stop)
-    values = field.read(start, stop, allow_missing=True)
-    values[..., ~has_data] = 0.0  # whatever there is, the model does not look at it
-    field.refuse_bad(values, start)
+    values = field.read(start, stop, allow_missing=not has_data.all())
+    if not has_data.all():
+        values[..., ~has_data] = 0.0  # whatever there is, the model does not look at it
+        field.refuse_bad(values, start)
+    if model.transforms.order and field.names == model.names:
+        own = torch.from_numpy(values[..., has_data])[..., None]
+        model.transforms.order.refuse_crossed(own, model.names, field.source)
     return values
 
 

@@ -91,7 +91,8 @@ class DownscalingModel:
     card: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self.transforms = Transforms.of(self.names, self.config.transforms)
+        options = {"ordered": self.config.ordered}
+        self.transforms = Transforms.of(self.names, self.config.transforms, **options)
         area = torch.from_numpy(self.fine_grid.area_weights())
         self.weights = area * self.valid
 
@@ -232,15 +233,16 @@ class DownscalingModel:
         return self.inflation.to(drawn)[:, None, None] * drawn
 
     def _conserve(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        parts, wanted = self.transforms.split(fine), self.transforms.split(coarse)
         channels = [
             project(
-                *(fine[..., v, :, :], coarse[..., v, :, :], self.factor),
-                nonnegative=nonnegative,
+                *(parts[..., v, :, :], wanted[..., v, :, :], self.factor),
+                nonnegative=transform.nonnegative,
                 weights=self.weights,
             )
-            for v, nonnegative in enumerate(self.transforms.nonnegative)
+            for v, transform in enumerate(self.transforms.each)
         ]
-        return torch.stack(channels, -3)
+        return self.transforms.join(torch.stack(channels, -3))
 
     def to(self, device: str) -> DownscalingModel:
         """Move the network; everything else follows its input."""
@@ -302,6 +304,7 @@ class DownscalingModel:
         tensors.setdefault("persistence", unknown)
         residual = build(stored["residual"])
         residual.load_state_dict(without("residual", tensors))
+        stored["config"].setdefault("ordered", False)  # models of before
         config, fine_grid = parse_config(stored["config"]), Grid.from_dict(stored["fine_grid"])
         tile(residual, config.residual.crop, fine_grid)
         module, _, name = KINDS[stored.get("kind", "blocks")].rpartition(".")

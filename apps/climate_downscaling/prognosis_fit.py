@@ -61,7 +61,9 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
     valid, fine = _complete(fine, prepared.fine.source)
     variables = prepared.coarse.variables
     x = Transforms.of([base_name(v.name) for v in variables]).coarse(coarse)
-    transforms = Transforms.of(config.variables, config.transforms)
+    transforms = Transforms.of(config.variables, config.transforms, ordered=config.ordered)
+    if transforms.order:
+        transforms.order.refuse_crossed(fine, config.variables, prepared.fine.source)
     z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
     folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
     fitted = cross_fit_fields(x, z, valid, config.predictors.strengths, **folds)

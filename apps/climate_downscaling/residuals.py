@@ -88,7 +88,9 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
     fine, coarse = prepared.arrays(part)
     valid = valid_cells(fine, prepared.fine.source)
     fine, coarse = fill_missing(fine, coarse, valid)
-    transforms = Transforms.of(config.variables, config.transforms)
+    transforms = Transforms.of(config.variables, config.transforms, ordered=config.ordered)
+    if transforms.order:
+        transforms.order.refuse_crossed(fine, config.variables, prepared.fine.source)
     x = transforms.coarse(coarse)
     z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
     fitted = cross_fit(x, z, config.mean)
@@ -288,9 +290,10 @@ class Validation:
     def _spread_skill(self, drawn: Tensor, factor: Tensor) -> Tensor:
         """(V,) of residuals (M, N, V, H, W) times a factor (V,)."""
         z = self.mean + self.scale * factor[:, None, None] * drawn
-        y = self.model.transforms.inverse(z).double()
+        transforms = self.model.transforms
+        y, fine = transforms.parts(z).double(), transforms.split(self.fine)
         here, where = self.valid.double(), (0, 2, 3)
-        error = (y.mean(0) - self.fine).square()
+        error = (y.mean(0) - fine).square()
         variance = (1 + 1 / len(y)) * y.var(0)
         return ((variance * here).sum(where) / (error * here).sum(where)).sqrt()
 
