@@ -20,6 +20,7 @@ from apps.climate_downscaling import cf, decode
 from apps.climate_downscaling.classic import expected_size
 from apps.climate_downscaling.field import Field, Variable, show_time, time_keys, year_fraction
 from apps.climate_downscaling.grid import Grid
+from apps.climate_downscaling.station_files import CSV, as_row, from_csv
 from apps.climate_downscaling.times import padded
 from core.errors import AleatorError
 
@@ -54,8 +55,8 @@ def open_field(
     """Open a file, or take a dataset, as a field.
 
     Args:
-        source: path of a NetCDF or GRIB file or of a Zarr store, a pattern or list of such, or
-            an xarray object.
+        source: path of a NetCDF or GRIB file, of a Zarr store or of a table of stations (CSV), a
+            pattern or list of such, or an xarray object.
         variables: short names (tas, pr), aliases (t2m) or standard names, in the order wanted;
             None for every variable on the map and in time.
         time_range: "A:B", both inclusive and either open, e.g. "2019-03-25:2019-03".
@@ -68,6 +69,7 @@ def open_field(
         AleatorError: anything that is missing, damaged, ambiguous or inconsistent.
     """
     dataset, where = open_source(source)
+    dataset = as_row(dataset, where)
     wanted = [variables] if isinstance(variables, str) else variables
     field = decode.assemble(dataset, decode.choose(dataset, wanted, where), where, ensemble)
     return field if time_range is None else select_times(field, time_range)
@@ -183,6 +185,8 @@ def _open_path(source: str | Path) -> xr.Dataset:
         if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
             raise AleatorError(f"{path}: a folder that is not a Zarr store")
         return _opened(path, "zarr", consolidated=False)
+    if path.suffix.lower() in CSV:
+        return from_csv(path)
     if not path.stat().st_size:
         raise AleatorError(f"{path}: the file is empty")
     with path.open("rb") as file:

@@ -42,6 +42,7 @@ OWN = ("statics", "valid", "context_scale", "inflation", "persistence")
 KINDS = {
     "blocks": "apps.climate_downscaling.model.DownscalingModel",
     "prognosis": "apps.climate_downscaling.prognosis.PrognosisModel",
+    "stations": "apps.climate_downscaling.station_model.StationModel",
 }
 """What a coarse field is: block means of the fine one, or predictors of their own."""
 
@@ -254,7 +255,7 @@ class DownscalingModel:
         """Write a checkpoint with its card and the fingerprint of the training data."""
         config = {
             "config": self.config.to_dict(),
-            "residual": residual_config(self),
+            "residual": self.residual_config(),
             **self.facts(),
             "variables": [vars(variable) for variable in self.variables],
             "fine_grid": self.fine_grid.to_dict(),
@@ -269,6 +270,26 @@ class DownscalingModel:
         return save_checkpoint(
             folder, app=APP, config=config, tensors=tensors, card=card, data_fingerprint=data
         )
+
+    def residual_config(self, crop: int | None = None) -> dict[str, Any]:
+        """The config of the residual's model, for `core.build`: what the data fix, then options.
+
+        Args:
+            crop: side of the patches that it is trained on; None for the whole domain.
+        """
+        channels = len(self.statics) + len(self.names)
+        residual = self.config.residual
+        coarse = residual.context == "coarse"
+        if coarse:
+            channels += self.weather_channels
+        condition = Condition(
+            variables=len(self.names),
+            shape=(crop, crop) if crop else self.fine_grid.shape,
+            field_channels=channels,
+            vector_dim=2 * len(self.clock) if coarse else 0,
+            periodic_x=self.fine_grid.is_global and residual.crop is None,
+        )
+        return family_config(residual.family, condition, residual.model)
 
     def describe(self) -> list[str]:
         """The regression in words, a line each."""
@@ -322,28 +343,6 @@ class DownscalingModel:
             card=found.card,
             **kind.parts(stored, tensors),
         )
-
-
-def residual_config(model: DownscalingModel, crop: int | None = None) -> dict[str, Any]:
-    """The config of the residual's model, for `core.build`: what the data fix, then options.
-
-    Args:
-        model: what the residual is left by.
-        crop: side of the patches that it is trained on; None for the whole domain.
-    """
-    channels = len(model.statics) + len(model.names)
-    coarse = model.config.residual.context == "coarse"
-    if coarse:
-        channels += model.weather_channels
-    condition = Condition(
-        variables=len(model.names),
-        shape=(crop, crop) if crop else model.fine_grid.shape,
-        field_channels=channels,
-        vector_dim=2 * len(model.clock) if coarse else 0,
-        periodic_x=model.fine_grid.is_global and model.config.residual.crop is None,
-    )
-    residual = model.config.residual
-    return family_config(residual.family, condition, residual.model)
 
 
 def clock_vector(field: Field, clock: Sequence[str], start: int, stop: int) -> Tensor:

@@ -10,12 +10,14 @@ from apps.climate_downscaling.data import Source, open_field
 from apps.climate_downscaling.drift import Drift
 from apps.climate_downscaling.field_dispersion import FieldDispersion
 from apps.climate_downscaling.field_ridge import cross_fit_fields
+from apps.climate_downscaling.gaps import enough, filled
 from apps.climate_downscaling.model import clock_vector
 from apps.climate_downscaling.ood import OutOfDistribution
 from apps.climate_downscaling.predictors import base_name, open_predictors, same_times
 from apps.climate_downscaling.preprocessing import Transforms
 from apps.climate_downscaling.prognosis import PrognosisModel
 from apps.climate_downscaling.residuals import View
+from apps.climate_downscaling.station_model import StationModel
 from apps.climate_downscaling.training_data import (
     Prepared,
     clock_of,
@@ -58,20 +60,24 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
     """
     fine, coarse = prepared.arrays(part)
     prepared.coarse.refuse_bad(coarse.numpy(), part.start)
-    valid, fine = _complete(fine, prepared.fine.source)
     variables = prepared.coarse.variables
     x = Transforms.of([base_name(v.name) for v in variables]).coarse(coarse)
     transforms = Transforms.of(config.variables, config.transforms, ordered=config.ordered)
     if transforms.order:
         transforms.order.refuse_crossed(fine, config.variables, prepared.fine.source)
-    z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
     folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
+    stations = bool(prepared.fine.grid.stations)
+    if stations:
+        valid, fine = _filled(x, fine, transforms, prepared.fine.source, config)
+    else:
+        valid, fine = _complete(fine, prepared.fine.source)
+    z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
     fitted = cross_fit_fields(x, z, valid, config.predictors.strengths, **folds)
     drift = Drift.fit(z - fitted.mean, prepared.fine.time_keys()[part])
     mean = fitted.mean + drift.honest
     dispersion = FieldDispersion.fit(z - mean, mean, fitted.leverage, valid, **folds)
     clock = clock_of(prepared.fine.times[part])
-    model = PrognosisModel(
+    model = (StationModel if stations else PrognosisModel)(
         config=config,
         variables=prepared.fine.variables,
         fine_grid=prepared.fine.grid,
@@ -109,3 +115,21 @@ def _complete(fine: Tensor, source: str) -> tuple[Tensor, Tensor]:
         )
     usual = fine[..., valid].mean(-1)[..., None, None]
     return valid, torch.where(valid, fine, usual)
+
+
+def _filled(
+    x: Tensor, fine: Tensor, transforms: Transforms, source: str, config: Config
+) -> tuple[Tensor, Tensor]:
+    """Stations (1, S) that are there often enough, and their series with the gaps drawn."""
+    valid = enough(fine)
+    if not valid.any():
+        raise AleatorError(
+            f"{source}: no station has {', '.join(config.variables)} at half of the training times"
+        )
+    latent, draws = (keyed_generator(config.fit.seed, key) for key in (-5, -6))
+    folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
+    z = transforms.forward(fine, latent)
+    z = filled(x, z, valid, config.predictors.strengths, draws, **folds)
+    drawn = torch.where(fine.isnan(), transforms.inverse(z), fine)
+    usual = drawn[..., valid].mean(-1)[..., None, None]
+    return valid, torch.where(valid, drawn, usual)

@@ -138,7 +138,7 @@ def _compute(
     )
     if workers == 1 and request.scheduler is None:
         job.use(downscaler, field)
-    fields = [str(name) for name in described.data_vars if described[name].ndim == 4]
+    fields = [str(n) for n in described.data_vars if "member" in described[n].dims]
     stream(
         job,
         store,

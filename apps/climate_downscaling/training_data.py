@@ -80,7 +80,13 @@ def prepare_data(source: Source, config: Config) -> Prepared:
     Raises:
         AleatorError: the data cannot be read, are smaller than a block, or too short.
     """
-    fine = open_field(source, config.variables).crop(config.factor)
+    fine = open_field(source, config.variables)
+    if fine.grid.stations:
+        raise AleatorError(
+            f"{fine.source}: stations have no blocks to average over; give --predictors, files to "
+            "learn from, in place of --factor"
+        )
+    fine = fine.crop(config.factor)
     if fine.members:
         raise AleatorError(f"{fine.source}: training needs one realisation, not an ensemble")
     if config.statics:
@@ -194,7 +200,7 @@ def static_fields(fine: Field, factor: int, domain: Grid) -> tuple[Tensor, tuple
 
 def _position(values: np.ndarray, domain: np.ndarray) -> Tensor:
     """From -1 to 1 along the domain."""
-    extent = domain[-1] - domain[0]
+    extent = domain[-1] - domain[0] or 1.0  # a single row stands at -1
     return torch.from_numpy((2 * (values - domain[0]) / extent - 1).astype(np.float32))
 
 
