@@ -83,6 +83,8 @@ class Config:
         variables: CMIP short names, in order.
         factor: fine cells per side of a coarse cell; 0 with predictors of their own.
         predictors: files to learn from in place of block means of the fine data.
+        time_range: "A:B", the part of the data that is used; None for all.
+        region: "lat0:lat1,lon0:lon1" of the same, with predictors that of the fine data.
         statics: file with orography and land fraction, if the data do not have them.
         transforms: options of the transforms by variable; see `preprocessing`.
         ordered: keep tasmin ≤ tas ≤ tasmax where two of them are modelled; see `ordering`.
@@ -95,6 +97,8 @@ class Config:
     variables: tuple[str, ...]
     factor: int = 0
     predictors: PredictorConfig = field(default_factory=PredictorConfig)
+    time_range: str | None = None
+    region: str | None = None
     statics: str | None = None
     transforms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     ordered: bool = True
@@ -134,6 +138,9 @@ def read_config(
     variables: str | None = None,
     factor: int | None = None,
     predictors: Sequence[str] = (),
+    time_range: str | None = None,
+    region: str | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> Config:
     """Put a config together: the file, then overrides, then the main options.
 
@@ -143,18 +150,26 @@ def read_config(
         variables: comma-separated names.
         factor: fine cells per coarse cell.
         predictors: files.
+        time_range: "A:B" of the data.
+        region: "lat0:lat1,lon0:lon1" of the data.
+        base: what holds where neither file nor options say anything.
 
     Raises:
         AleatorError: the file cannot be read, an option is unknown or has a bad value, or
             variables are missing, or both factor and predictors are.
     """
-    merged = read_settings(file, overrides)
+    merged = merge(dict(base or {}), read_settings(file, overrides))
     if variables is not None:
         merged["variables"] = [name.strip() for name in variables.split(",") if name.strip()]
     if factor is not None:
         merged["factor"] = factor
     if predictors:
         merged = merge(merged, {"predictors": {"files": list(predictors)}})
+    merged |= {
+        name: value
+        for name, value in (("time_range", time_range), ("region", region))
+        if value is not None
+    }
     if "variables" not in merged:
         raise AleatorError("--variables is missing; give it, or put it in the config file")
     if "factor" not in merged and not merged.get("predictors", {}).get("files"):

@@ -22,6 +22,7 @@ from apps.climate_downscaling.data import Source, open_field, open_source, selec
 from apps.climate_downscaling.field import Field, show_time
 from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.regrid import Bilinear
+from apps.climate_downscaling.remote import as_asked
 from core.errors import AleatorError
 
 DAY = 86400
@@ -37,12 +38,14 @@ class PredictorConfig:
         variables: those used; every variable of the files if none is named.
         lags: time steps, relative to the predictand's, at which the predictors are seen.
         strengths: candidates of the regression's strength.
+        region: "lat0:lat1,lon0:lon1" of the files that is looked at; all of it if None.
     """
 
     files: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     lags: tuple[int, ...] = (-1, 0, 1)
     strengths: tuple[float, ...] = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+    region: str | None = None
 
     def __post_init__(self) -> None:
         if not self.strengths or min(self.strengths) <= 0:
@@ -64,6 +67,7 @@ def open_predictors(
     grid: Grid | None = None,
     lags: Sequence[int] = (0,),
     time_range: str | None = None,
+    region: str | None = None,
 ) -> Field:
     """Bring variables of several files onto one grid and the times that all have.
 
@@ -73,6 +77,7 @@ def open_predictors(
         grid: to interpolate to; that of the first file if None.
         lags: see `with_lags`.
         time_range: "A:B" of the times; their neighbours may lie outside.
+        region: "lat0:lat1,lon0:lon1", all that is looked at; None for all.
 
     Returns:
         the lazy field.
@@ -81,7 +86,8 @@ def open_predictors(
         AleatorError: a variable is in no file or in two, an ensemble, a grid that does not cover
             the model's, or no time in common.
     """
-    fields = [_open(source, names) for source in sources]
+    margin = max(map(abs, lags)) + 1
+    fields = [_open(source, names, region, time_range, margin) for source in sources]
     found: dict[str, Field] = {}
     for field in fields:
         for name in field.names:
@@ -160,14 +166,19 @@ def same_times(predictors: Field, fine: Field) -> tuple[Field, Field]:
     return both[0], both[1]
 
 
-def _open(source: Source, names: Sequence[str]) -> Field:
+def _open(
+    source: Source, names: Sequence[str], region: str | None, times: str | None, margin: int
+) -> Field:
     if names:
         dataset, where = open_source(source)
+        dataset = as_asked(dataset, names, where)
         names = [name for name in names if cf.fitting(dataset, name)]
         if not names:
             known = ", ".join(map(str, dataset.data_vars))
             raise AleatorError(f"{where}: none of the model's predictors; it has {known}")
-    field = open_field(source, names or None)
+    field = open_field(
+        source, names or None, region=region, time_range=times, margin=margin if times else None
+    )
     if field.members:
         raise AleatorError(
             f"{field.source}: an ensemble of {field.members} members; select one first, e.g. "

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apps.climate_downscaling.config import Config
-from apps.climate_downscaling.data import Source, open_field
+from apps.climate_downscaling.data import Source
 from apps.climate_downscaling.drift import Drift
 from apps.climate_downscaling.field_dispersion import FieldDispersion
 from apps.climate_downscaling.field_ridge import cross_fit_fields
@@ -21,6 +21,7 @@ from apps.climate_downscaling.station_model import StationModel
 from apps.climate_downscaling.training_data import (
     Prepared,
     clock_of,
+    open_fine,
     split_times,
     static_fields,
     with_statics,
@@ -35,13 +36,19 @@ def prepare_prognosis(source: Source, config: Config) -> Prepared:
     Raises:
         AleatorError: the data cannot be read, do not fit each other, or are too short.
     """
-    fine = open_field(source, config.variables)
+    fine = open_fine(source, config)
     if fine.members:
         raise AleatorError(f"{fine.source}: training needs one realisation, not an ensemble")
     if config.statics:
         fine = with_statics(fine, config.statics)
     wanted = config.predictors
-    predictors = open_predictors(wanted.files, wanted.variables, lags=wanted.lags)
+    predictors = open_predictors(
+        wanted.files,
+        wanted.variables,
+        lags=wanted.lags,
+        time_range=config.time_range,
+        region=wanted.region,
+    )
     predictors, fine = same_times(predictors, fine)
     train, test = split_times(fine, config.split)
     return Prepared(fine, predictors, train, test, fine.grid)

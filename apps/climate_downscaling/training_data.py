@@ -80,7 +80,7 @@ def prepare_data(source: Source, config: Config) -> Prepared:
     Raises:
         AleatorError: the data cannot be read, are smaller than a block, or too short.
     """
-    fine = open_field(source, config.variables)
+    fine = open_fine(source, config)
     if fine.grid.stations:
         raise AleatorError(
             f"{fine.source}: stations have no blocks to average over; give --predictors, files to "
@@ -94,6 +94,12 @@ def prepare_data(source: Source, config: Config) -> Prepared:
     train, test = split_times(fine, config.split)
     coarse = fine.coarsen(config.factor, skipna=True)
     return Prepared(fine, coarse, train, test, fine.grid)
+
+
+def open_fine(source: Source, config: Config) -> Field:
+    """The fine variables, of the region and times that the config names."""
+    window = {"time_range": config.time_range, "region": config.region}
+    return open_field(source, config.variables, **window)
 
 
 def with_statics(fine: Field, path: str | Path) -> Field:

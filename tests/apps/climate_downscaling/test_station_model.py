@@ -241,5 +241,5 @@ def test_mistakes_have_one_clear_line(world, tmp_path):
     with pytest.raises(AleatorError, match="no station has tas, pr at half of the training times"):
         train(str(tmp_path / "rare.nc"), tmp_path / "m", config, say=lambda line: None)
     blocks = read_config(None, {}, variables="tas", factor=2)
-    with pytest.raises(AleatorError, match="stations have no blocks.*--predictors"):
+    with pytest.raises(AleatorError, match=r"stations have no blocks.*--predictors"):
         train(str(world / "stations.nc"), tmp_path / "m", blocks, say=lambda line: None)
