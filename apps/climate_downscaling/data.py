@@ -20,7 +20,7 @@ from apps.climate_downscaling.classic import expected_size
 from apps.climate_downscaling.field import Field, Variable, show_time, time_keys, year_fraction
 from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.remote import as_asked, is_url, local_path, open_url
-from apps.climate_downscaling.station_files import CSV, as_row, from_csv
+from apps.climate_downscaling.station_files import as_row, from_csv
 from apps.climate_downscaling.times import padded
 from apps.climate_downscaling.window import TIMES, cut
 from core.errors import AleatorError
@@ -190,7 +190,7 @@ def _open_path(source: str | Path) -> xr.Dataset:
         if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
             raise AleatorError(f"{path}: a folder that is not a Zarr store")
         return _opened(path, "zarr", consolidated=False)
-    if path.suffix.lower() in CSV:
+    if path.suffix.lower() == ".csv":
         return from_csv(path)
     if not path.stat().st_size:
         raise AleatorError(f"{path}: the file is empty")

@@ -184,7 +184,7 @@ def _read(source: str, group: str) -> Field:
     data = xr.open_zarr(source, group=group)
     facts = json.loads(data.attrs["field"])
     grid = Grid.from_dict(facts["grid"])
-    statics = data[facts["statics"]].drop_vars(["y", "x"]).load()
+    statics = data[facts["statics"]].drop_vars(["y", "x"], errors="ignore").load()
     named = {_stored_name(variable["name"]): variable["name"] for variable in facts["variables"]}
     return Field(
         data=data.drop_vars(facts["statics"]).rename(named),

@@ -24,7 +24,9 @@ def store():
     times = np.datetime64("1998-01-01", "ns") + np.arange(HOURS) * np.timedelta64(1, "h")
     shape = (HOURS, len(lat), len(lon))
     flat = da.full(shape, np.nan, dtype="f4", chunks=(10_000, -1, -1))
-    deep = da.full((HOURS, len(LEVELS), *shape[1:]), np.nan, dtype="f4", chunks=(10_000, -1, -1, -1))
+    deep = da.full(
+        (HOURS, len(LEVELS), *shape[1:]), np.nan, dtype="f4", chunks=(10_000, -1, -1, -1)
+    )
     dims = ("time", "latitude", "longitude")
     whole = xr.Dataset(
         {
