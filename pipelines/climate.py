@@ -87,6 +87,14 @@ def downscale(
     ] = None,
     seed: Seed = 0,
     time_range: TimeRange = None,
+    regrid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="bilinear, conservative or nearest: remap input that is on another grid than "
+            "the model's, which is refused otherwise.",
+        ),
+    ] = None,
     conserve: Annotated[
         bool,
         typer.Option(help="Make every member's coarse-cell means equal the input exactly."),
@@ -123,6 +131,7 @@ def downscale(
         steps=steps,
         seed=seed,
         time_range=time_range,
+        regrid=regrid,
         conserve=conserve,
         coherent=coherent,
         observations=observations,

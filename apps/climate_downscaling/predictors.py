@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -22,6 +23,7 @@ from apps.climate_downscaling.data import Source, open_field, open_source, selec
 from apps.climate_downscaling.field import Field, show_time
 from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.regrid import Bilinear
+from apps.climate_downscaling.remap import Remap, moved
 from apps.climate_downscaling.remote import as_asked
 from core.errors import AleatorError
 
@@ -68,6 +70,7 @@ def open_predictors(
     lags: Sequence[int] = (0,),
     time_range: str | None = None,
     region: str | None = None,
+    method: str | None = None,
 ) -> Field:
     """Bring variables of several files onto one grid and the times that all have.
 
@@ -78,6 +81,7 @@ def open_predictors(
         lags: see `with_lags`.
         time_range: "A:B" of the times; their neighbours may lie outside.
         region: "lat0:lat1,lon0:lon1", all that is looked at; None for all.
+        method: of `remap.METHODS`; None is bilinear.
 
     Returns:
         the lazy field.
@@ -107,9 +111,9 @@ def open_predictors(
     arrays, variables = {}, []
     for name in wanted:
         field = found[name]
-        move = Bilinear.between(field.grid, grid, field.source)
+        move = _move(field.grid, grid, method, field.source)
         steps = np.flatnonzero(np.isin(_day(field), keys))
-        arrays[name] = _moved(field.data[name].isel(time=steps), move, grid)
+        arrays[name] = moved(field.data[name].isel(time=steps), move, grid)
         variables.append(field.variable(name))
     times = first.data["time"].isel(time=np.flatnonzero(np.isin(_day(first), keys)))
     joined = dataclasses.replace(
@@ -207,15 +211,18 @@ def _common_days(fields: Sequence[Field]) -> np.ndarray:
     return keys
 
 
-def _moved(array: xr.DataArray, move: Bilinear, grid: Grid) -> xr.DataArray:
-    def blocks(values: np.ndarray) -> np.ndarray:
+def _move(source: Grid, target: Grid, method: str | None, where: str) -> Any:
+    """What brings (..., h, w) onto the target."""
+    if method not in (None, "bilinear"):
+        return Remap.between(source, target, method, where)
+    bilinear = Bilinear.between(source, target, where)
+
+    def move(values: np.ndarray) -> np.ndarray:
         import torch
 
-        return move(torch.from_numpy(np.ascontiguousarray(values))).numpy()
+        return bilinear(torch.from_numpy(np.ascontiguousarray(values))).numpy()
 
-    whole = array.chunk(y=-1, x=-1).data
-    sizes = (*whole.chunks[:-2], (grid.shape[0],), (grid.shape[1],))
-    return xr.DataArray(whole.map_blocks(blocks, chunks=sizes, dtype=array.dtype), dims=array.dims)
+    return move
 
 
 def _neighbours(field: Field, lag: int) -> np.ndarray:
