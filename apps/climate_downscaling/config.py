@@ -54,6 +54,8 @@ class ResidualConfig:
         context: "coarse": the coarse field, the mean, the clock, and what is static;
             "static": only the latter, for series too short to learn more than one climate of
             residuals from (a few hundred independent fields); "auto": static below 1000 fields.
+        channels: further predictors, of time and place alone: "sun", the cosine of its zenith
+            angle; "coast", the distance to the coast, where there is a land fraction; "latitude".
         mix: fields are mixed in training, r ← cos(θ) r + sin(θ) r', θ ~ U(0, mix π/2), which
             keeps means (zero) and covariances and stops a network from learning fields by heart.
             None is 1 for a static context, else 0.
@@ -68,6 +70,7 @@ class ResidualConfig:
 
     family: str = "diffusion"
     context: Literal["auto", "coarse", "static"] = "auto"
+    channels: tuple[Literal["sun", "coast", "latitude"], ...] = ()
     mix: float | None = None
     positions: int | None = None
     crop: int | None = None

@@ -30,6 +30,7 @@ from apps.climate_downscaling.ood import OutOfDistribution
 from apps.climate_downscaling.patches import tile
 from apps.climate_downscaling.preprocessing import Transforms
 from apps.climate_downscaling.stations import Seen
+from apps.climate_downscaling.sun import SUNS, sun_columns, sunshine
 from core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 from core.model import GenerativeModel
@@ -56,7 +57,7 @@ class DownscalingModel:
         variables: names, units and other facts of the V variables.
         fine_grid: H × W cells.
         coarse_grid: h × w cells, factor times larger.
-        clock: which cycles condition the residual: "hour", "season".
+        clock: which cycles condition the residual: "hour", "season"; and "sun" or "daily_sun".
         statics: (S, H, W) standardised orography etc. and position.
         valid: (H, W) cells that have data; the others are NaN in every output.
         mean: the regression μ.
@@ -154,12 +155,20 @@ class DownscalingModel:
         """
         usual = self.dispersion.scale.to(mean)
         level = usual[:, self.valid].mean(-1)[:, None, None]
-        statics = self.statics.to(mean).expand(len(mean), -1, -1, -1)
+        fields = [self.statics.to(mean).expand(len(mean), -1, -1, -1)]
+        cycles, sun = clock.to(mean).tensor_split([2 * len(self.cycles)], 1)
+        if sun.shape[1]:
+            fields.append(sunshine(sun, self.fine_grid))
         if self.config.residual.context == "static":
-            return {"field": torch.cat([statics, (usual / level).log().expand_as(mean)], 1)}
-        fields = [statics, (scale / level).log(), *self._weather(coarse, predictors, mean)]
+            return {"field": torch.cat([*fields, (usual / level).log().expand_as(mean)], 1)}
+        fields += [(scale / level).log(), *self._weather(coarse, predictors, mean)]
         context = {"field": torch.cat(fields, 1)}
-        return {**context, "vector": clock.to(mean)} if self.clock else context
+        return {**context, "vector": cycles} if self.cycles else context
+
+    @property
+    def cycles(self) -> tuple[str, ...]:
+        """Those of the clock that are told as sine and cosine, before the sun."""
+        return tuple(name for name in self.clock if name not in SUNS)
 
     def _weather(self, coarse: Tensor, predictors: Tensor, mean: Tensor) -> list[Tensor]:
         """What the residual is told of the coarse field and the mean, (B, ·, H, W) each."""
@@ -277,7 +286,7 @@ class DownscalingModel:
         Args:
             crop: side of the patches that it is trained on; None for the whole domain.
         """
-        channels = len(self.statics) + len(self.names)
+        channels = len(self.statics) + len(self.names) + len(self.clock) - len(self.cycles)
         residual = self.config.residual
         coarse = residual.context == "coarse"
         if coarse:
@@ -286,7 +295,7 @@ class DownscalingModel:
             variables=len(self.names),
             shape=(crop, crop) if crop else self.fine_grid.shape,
             field_channels=channels,
-            vector_dim=2 * len(self.clock) if coarse else 0,
+            vector_dim=2 * len(self.cycles) if coarse else 0,
             periodic_x=self.fine_grid.is_global and residual.crop is None,
         )
         return family_config(residual.family, condition, residual.model)
@@ -346,10 +355,13 @@ class DownscalingModel:
 
 
 def clock_vector(field: Field, clock: Sequence[str], start: int, stop: int) -> Tensor:
-    """Sine and cosine of the hour of the day (UTC) and of the season, (T, 2 len(clock))."""
+    """Sine and cosine of the hour of the day (UTC) and of the season, then the sun, (T, K)."""
     phases = {"hour": lambda: field.hour() / 24, "season": field.year_fraction}
     columns = []
     for name in clock:
+        if name in SUNS:
+            columns += sun_columns(field, name, start, stop)
+            continue
         angle = 2 * np.pi * phases[name]()[start:stop]
         columns += [np.sin(angle), np.cos(angle)]
     if not columns:

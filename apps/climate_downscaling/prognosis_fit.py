@@ -74,6 +74,8 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
         transforms.order.refuse_crossed(fine, config.variables, prepared.fine.source)
     folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
     stations = bool(prepared.fine.grid.stations)
+    if stations and config.residual.channels:
+        raise AleatorError("residual.channels: of maps; stations have their own mean and season")
     if stations:
         valid, fine = _filled(x, fine, transforms, prepared.fine.source, config)
     else:
@@ -83,14 +85,15 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
     drift = Drift.fit(z - fitted.mean, prepared.fine.time_keys()[part])
     mean = fitted.mean + drift.honest
     dispersion = FieldDispersion.fit(z - mean, mean, fitted.leverage, valid, **folds)
-    clock = clock_of(prepared.fine.times[part])
+    extra = config.residual.channels
+    clock = clock_of(prepared.fine.times[part], extra)
     model = (StationModel if stations else PrognosisModel)(
         config=config,
         variables=prepared.fine.variables,
         fine_grid=prepared.fine.grid,
         coarse_grid=prepared.coarse.grid,
         clock=clock,
-        statics=static_fields(prepared.fine, config.factor, prepared.domain)[0],
+        statics=static_fields(prepared.fine, config.factor, prepared.domain, extra)[0],
         valid=valid,
         mean=fitted.ridge.at(drift.offset),
         dispersion=dispersion,

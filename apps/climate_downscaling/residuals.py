@@ -100,14 +100,15 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
     folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
     dispersion = Dispersion.fit(error, x, standard, mean, fitted.leverage, **folds)
     increment = (mean - upsample(x, config.factor, "nearest")).std((0, 2, 3)).clamp_min(1e-6)
-    clock = clock_of(prepared.fine.times[part])
+    extra = config.residual.channels
+    clock = clock_of(prepared.fine.times[part], extra)
     model = DownscalingModel(
         config=config,
         variables=prepared.fine.variables,
         fine_grid=prepared.fine.grid,
         coarse_grid=prepared.coarse.grid,
         clock=clock,
-        statics=static_fields(prepared.fine, config.factor, prepared.domain)[0],
+        statics=static_fields(prepared.fine, config.factor, prepared.domain, extra)[0],
         valid=valid,
         mean=regression,
         dispersion=_floored(dispersion, valid),

@@ -18,8 +18,10 @@ from torch import Tensor
 from apps.climate_downscaling.config import Config, SplitConfig
 from apps.climate_downscaling.conserve import block_mean
 from apps.climate_downscaling.data import Source, open_field, open_statics
+from apps.climate_downscaling.derived import derived_fields
 from apps.climate_downscaling.field import Field, show_time, time_keys
 from apps.climate_downscaling.grid import Grid, match
+from apps.climate_downscaling.sun import sun_of
 from core.data import chronological_split
 from core.errors import AleatorError
 
@@ -178,12 +180,14 @@ def fill_missing(fine: Tensor, coarse: Tensor, valid: Tensor) -> tuple[Tensor, T
     return torch.where(valid, fine, up), coarse
 
 
-def static_fields(fine: Field, factor: int, domain: Grid) -> tuple[Tensor, tuple[str, ...]]:
+def static_fields(
+    fine: Field, factor: int, domain: Grid, channels: tuple[str, ...] = ()
+) -> tuple[Tensor, tuple[str, ...]]:
     """Standardised static predictors (S, H, W) and their names.
 
     Position in the domain always; where the data have them, orography, its departure from the
-    coarse cell (what the coarse field cannot know), and land fraction. A factor of 0 is for
-    coarse fields of another kind.
+    coarse cell (what the coarse field cannot know), and land fraction; then those of `channels`
+    that follow from these. A factor of 0 is for coarse fields of another kind.
     """
     fields = list(
         torch.meshgrid(
@@ -201,6 +205,9 @@ def static_fields(fine: Field, factor: int, domain: Grid) -> tuple[Tensor, tuple
             up = mean.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
             fields.append((values - up) / spread)
             names.append("orog_within_cell")
+    for name, derived in derived_fields(fine, channels):
+        fields.append(derived)
+        names.append(name)
     return torch.stack(fields), tuple(names)
 
 
@@ -210,8 +217,10 @@ def _position(values: np.ndarray, domain: np.ndarray) -> Tensor:
     return torch.from_numpy((2 * (values - domain[0]) / extent - 1).astype(np.float32))
 
 
-def clock_of(times: np.ndarray, season_days: float = 60.0) -> tuple[str, ...]:
-    """Which cycles the training times cover well enough to learn from."""
+def clock_of(
+    times: np.ndarray, channels: tuple[str, ...] = (), season_days: float = 60.0
+) -> tuple[str, ...]:
+    """Which cycles the training times cover well enough to learn from, and the sun if wanted."""
     keys = time_keys(times)
     clock = []
     if len(np.unique(keys % 86400)) > 1:
@@ -219,4 +228,6 @@ def clock_of(times: np.ndarray, season_days: float = 60.0) -> tuple[str, ...]:
     days = np.unique(keys // 86400 % 365)
     if len(days) > season_days:
         clock.append("season")
+    if "sun" in channels:
+        clock.append(sun_of(times))
     return tuple(clock)
