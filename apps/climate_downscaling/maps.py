@@ -98,7 +98,7 @@ def draw_map(axes: Axes, values: np.ndarray, grid: Grid, *, norm: Any, cmap: Any
 
 def _draw_stations(axes: Axes, values: np.ndarray, grid: Grid, *, norm: Any, cmap: Any) -> Any:
     """Stations as dots at their places."""
-    lat, lon = np.ravel(grid.lat), np.ravel(grid.lon)
+    lat, lon = (v.ravel() for v in grid.geographic() or ())
     image = axes.scatter(
         *(lon, lat),
         c=np.ravel(values),
@@ -127,7 +127,7 @@ def map_bar(axes: Axes, image: Any, heading: str, units: str, extend: str) -> No
 def ratio(grid: Grid) -> float:
     """Height over width of the domain as drawn."""
     if grid.stations:
-        high, wide = (max(1.0, 1.1 * np.ptp(v)) for v in (grid.lat, grid.lon))
+        high, wide = (max(1.0, 1.1 * np.ptp(v)) for v in grid.geographic() or ())
         return high * _aspect(grid) / wide
     (dy, dx), (ny, nx) = grid.spacing, grid.shape
     return abs(ny * dy) * _aspect(grid) / abs(nx * dx)
@@ -236,8 +236,8 @@ def _degrees(value: float, marks: str) -> str:
 
 def _aspect(grid: Grid) -> float:
     """Length of a unit of y over one of x."""
-    if grid.stations:
-        return 1 / max(0.1, float(np.cos(np.deg2rad(np.mean(grid.lat)))))
+    if grid.stations and grid.lat is not None:
+        return 1 / max(0.1, float(np.cos(np.deg2rad(grid.lat.mean()))))
     if grid.units != "degrees":
         return 1.0
     return 1 / max(0.1, float(np.cos(np.deg2rad((grid.y[0] + grid.y[-1]) / 2))))

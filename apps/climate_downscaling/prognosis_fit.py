@@ -17,7 +17,7 @@ from apps.climate_downscaling.predictors import base_name, open_predictors, same
 from apps.climate_downscaling.preprocessing import Transforms
 from apps.climate_downscaling.prognosis import PrognosisModel
 from apps.climate_downscaling.residuals import View
-from apps.climate_downscaling.station_model import StationModel
+from apps.climate_downscaling.station_model import StationModel, refuse_unfit
 from apps.climate_downscaling.training_data import (
     Prepared,
     clock_of,
@@ -65,6 +65,9 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
     Raises:
         AleatorError: no cell has data throughout, or too few times.
     """
+    stations = bool(prepared.fine.grid.stations)
+    if stations:
+        refuse_unfit(config.residual)
     fine, coarse = prepared.arrays(part)
     prepared.coarse.refuse_bad(coarse.numpy(), part.start)
     variables = prepared.coarse.variables
@@ -73,9 +76,6 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
     if transforms.order:
         transforms.order.refuse_crossed(fine, config.variables, prepared.fine.source)
     folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
-    stations = bool(prepared.fine.grid.stations)
-    if stations and config.residual.channels:
-        raise AleatorError("residual.channels: of maps; stations have their own mean and season")
     if stations:
         valid, fine = _filled(x, fine, transforms, prepared.fine.source, config)
     else:

@@ -198,15 +198,13 @@ def _conservative(source: Grid, target: Grid, where: str) -> Any:
     (y, x), (wanted_y, wanted_x) = source.bounds(), target.bounds()
     rows = _overlap(*(np.sin(np.deg2rad(np.sort(b, 1))) for b in (y, wanted_y)))
     x, wanted_x = np.sort(x, 1), np.sort(wanted_x, 1)
-    turns = range(-2, 3)
-    columns = sum(_overlap(x + 360.0 * turn, wanted_x) for turn in turns)
+    columns = np.sum([_overlap(x + 360.0 * turn, wanted_x) for turn in range(-2, 3)], axis=0)
     for share, name in ((rows, "latitudes"), (columns, "longitudes")):
         if share.sum(1).min() < _COVER:
             raise AleatorError(
                 f"{where}: its {name} do not cover {target.describe()}; it has {source.describe()}"
             )
-    rows, columns = (_normalised(share) for share in (rows, columns))
-    return kron(rows, columns, format="csr")
+    return kron(_normalised(rows), _normalised(columns), format="csr")
 
 
 def _overlap(source: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apps.climate_downscaling.config import ResidualConfig
 from apps.climate_downscaling.prognosis import PrognosisModel
 from core.errors import AleatorError
 from core.settings import merge
@@ -56,6 +57,17 @@ def vector_config(
         known = ", ".join([*_NETWORKED, *_FLOWS])
         raise AleatorError(f"residual.family={family!r}: of stations there are {known}")
     return {"family": family, **chosen, "event_shape": [variables, 1, stations]}
+
+
+def refuse_unfit(residual: ResidualConfig) -> None:
+    """Refuse options that are of maps only, before anything is fitted.
+
+    Raises:
+        AleatorError: such a family, or channels.
+    """
+    vector_config(residual.family, 1, 2, 1, {})
+    if residual.channels:
+        raise AleatorError("residual.channels: of maps; stations have their own mean and season")
 
 
 @dataclass

@@ -100,8 +100,7 @@ def prepare_data(source: Source, config: Config) -> Prepared:
 
 def open_fine(source: Source, config: Config) -> Field:
     """The fine variables, of the region and times that the config names."""
-    window = {"time_range": config.time_range, "region": config.region}
-    return open_field(source, config.variables, **window)
+    return open_field(source, config.variables, time_range=config.time_range, region=config.region)
 
 
 def with_statics(fine: Field, path: str | Path) -> Field:

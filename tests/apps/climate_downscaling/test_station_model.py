@@ -240,6 +240,14 @@ def test_mistakes_have_one_clear_line(world, tmp_path):
     known.isel(station=[4]).to_netcdf(tmp_path / "rare.nc")
     with pytest.raises(AleatorError, match="no station has tas, pr at half of the training times"):
         train(str(tmp_path / "rare.nc"), tmp_path / "m", config, say=lambda line: None)
+    maps = {**SMALL, "residual": {"family": "vae"}}
+    for settings, why in (
+        (maps, "of stations there are diffusion"),
+        ({**SMALL, "residual": {"channels": ["sun"]}}, r"residual\.channels: of maps"),
+    ):
+        config = read_config(None, settings, variables="tas,pr", predictors=files)
+        with pytest.raises(AleatorError, match=why):
+            train(str(world / "stations.nc"), tmp_path / "m", config, say=lambda line: None)
     blocks = read_config(None, {}, variables="tas", factor=2)
     with pytest.raises(AleatorError, match=r"stations have no blocks.*--predictors"):
         train(str(world / "stations.nc"), tmp_path / "m", blocks, say=lambda line: None)
