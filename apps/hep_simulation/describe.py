@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,13 +66,19 @@ def _showers(path: Path) -> str:
             numbers, counts = np.unique(np.asarray(file[PDG][:]), return_counts=True)
             named = zip(numbers, counts, strict=True)
             lines.append(", ".join(f"{n} of {particle_name(int(p))}" for p, n in named))
-        if "flagged" in file.attrs:
-            lines.append(
-                f"made by model {file.attrs['model']}, seed {file.attrs['seed']}; "
-                f"{file.attrs['flagged']} showers outside of its training"
-            )
-            worth = json.loads(file.attrs["oracle_events_worth"])
-            lines.append(
-                "worth in oracle events: " + ", ".join(f"{n} {v}" for n, v in worth.items())
-            )
+        lines += _origin(file.attrs)
         return "\n".join(lines)
+
+
+def _origin(attributes: Mapping[str, Any]) -> list[str]:
+    """What a simulated file says about itself."""
+    if "flagged" not in attributes:
+        return []
+    lines = [
+        f"made by {attributes['generator']} ({attributes['model']}), seed {attributes['seed']}; "
+        f"{attributes['flagged']} showers outside of what it may be trusted with"
+    ]
+    if "oracle_events_worth" in attributes:
+        worth = json.loads(attributes["oracle_events_worth"])
+        lines.append("worth in oracle events: " + ", ".join(f"{n} {v}" for n, v in worth.items()))
+    return lines
