@@ -46,10 +46,11 @@ def test_log_prob_is_scipys(kind):
 @pytest.mark.exact
 @pytest.mark.parametrize("kind", ["nb", "zinb"])
 def test_log_prob_is_that_of_scvi_tools(kind):
-    """Numbers written by scvi-tools 1.4.2 (make_scvi_laws.py), each count as a cell of two genes.
+    """Numbers that scvi-tools 1.4.2 wrote (make_scvi_laws.py); each count is a cell of two genes.
 
-    The other gene takes the rest of the library, so that the mean of the first is as asked. To 1e-6
-    of masses beyond 1 nat: scvi-tools adds 1e-8 to means, which 900 counts of a mean of 0.003 feel.
+    The other gene takes the rest of the library, so that the mean of the first is as asked. To
+    1e-6 of masses beyond 1 nat: scvi-tools adds 1e-8 to means, and 900 counts of a mean of 0.003
+    feel that.
     """
     known = json.loads(SCVI_LAWS.read_text())
     x, mu, theta, zero, expected = (
