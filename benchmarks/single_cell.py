@@ -35,6 +35,7 @@ from apps.single_cell.covariates import Design
 from apps.single_cell.decision import for_log_error
 from apps.single_cell.evaluation import coverage_by, protein_agreement, truth_scores
 from apps.single_cell.fitting import fit_model
+from apps.single_cell.layers import point
 from apps.single_cell.mcv import Tally, cross_validate, split, thin
 from apps.single_cell.posterior import pit, rates, sample_rates
 from apps.single_cell.selection import BASE, select
@@ -108,7 +109,7 @@ class Ours:
         return rates(self.model, Counts(counts), design, seed=self.seed)
 
     def predict(self, counts: sp.csr_matrix) -> np.ndarray:
-        return np.concatenate([part.mean for part in self.parts(counts)])
+        return np.concatenate([point(part) for part in self.parts(counts)])
 
     def draw(self, counts: sp.csr_matrix) -> np.ndarray:
         """One draw of the rates from their posterior, instead of their mean."""

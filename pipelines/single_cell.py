@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from pipelines._single_cell_options import (
     Device,
     Dispersion,
     DropEmpty,
+    Estimate,
     Latent,
     Layer,
     Like,
@@ -68,6 +69,7 @@ def denoise(
     sparse: Annotated[
         float | None, typer.Option(help="Write CSR, rates below this as zero.")
     ] = None,
+    estimate: Estimate = "balanced",
     latent: Latent = None,
     likelihood: Likelihood = None,
     strength: Strength = None,
@@ -84,12 +86,11 @@ def denoise(
     from apps.single_cell import run
     from apps.single_cell.layers import Output
 
+    written: Any = {"samples": samples, "sparse": sparse, "estimate": estimate}
     run.denoise(
         run.Input(source, layer, drop_empty, make_unique),
         output,
-        Output(
-            target_sum, level, log, draws, dtype, to_batch, seed, samples=samples, sparse=sparse
-        ),
+        Output(target_sum, level, log, draws, dtype, to_batch, seed, **written),
         model=model,
         covariates=options.covariates(batch_key, categorical, continuous),
         config=options.config(latent, likelihood, strength, steps, dispersion),

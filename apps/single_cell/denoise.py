@@ -2,9 +2,9 @@ r"""The main job: cells in, the same cells with denoised layers, intervals, late
 
     Denoiser.fit(adata, batch_key="batch").denoise(adata)
 
-What is called denoised is the posterior mean of the rate of each gene in each cell, at the cell's
-own depth or at a common one; the interval is of that rate. The verdict of molecular
-cross-validation goes with the model and with every output.
+What is called denoised is an estimate of the rate of each gene in each cell from its posterior, at
+the cell's own depth or at a common one (`posterior.balanced`, or the mean); the interval is of
+that rate. The verdict of molecular cross-validation goes with the model and with every output.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from apps.single_cell.config import Config
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Design
 from apps.single_cell.fitting import default_steps, fit_model
+from apps.single_cell.layers import Output, point
 from apps.single_cell.mcv import Split, Tally, cross_validate, difference, split, thin
 from apps.single_cell.model import CellVAE
 from apps.single_cell.ood import Surprise
@@ -161,12 +162,18 @@ class _Trial:
         """Corrected loss of the first cells."""
         return float(self.tally(model, SCORED, draws=2).per_cell().mean())
 
-    def tally(self, model: CellVAE, cells: int | None = None, draws: int = 8) -> Tally:
-        """All scores of some cells."""
+    def tally(
+        self,
+        model: CellVAE,
+        cells: int | None = None,
+        draws: int = 8,
+        estimate: str = "mean",
+    ) -> Tally:
+        """All scores of some cells; models are chosen by their means, and judged as written."""
         train, test = self.molecules.train[:cells], self.molecules.test[:cells]
         tally = Tally(self.molecules.ratio)
         for part in rates(model, Counts(train), self.design, draws=draws, seed=self.seed):
-            tally.add(part.mean, test[part.start : part.stop])
+            tally.add(point(part, estimate), test[part.start : part.stop])
         return tally
 
 
@@ -223,7 +230,7 @@ def judge(
 ) -> Verdict:
     """The model beside what could be done without it, on the same held-out molecules."""
     molecules = trial.molecules
-    ours = trial.tally(model)
+    ours = trial.tally(model, estimate=Output.estimate)
     rank = max(1, min(FACTORS, min(molecules.train.shape) // 5))
     others: dict[str, Baseline] = {
         "raw": Raw(),
