@@ -38,7 +38,7 @@ from apps.single_cell.fitting import fit_model
 from apps.single_cell.layers import point
 from apps.single_cell.mcv import Tally, cross_validate, split, thin
 from apps.single_cell.posterior import pit, rates, sample_rates
-from apps.single_cell.selection import BASE, select
+from apps.single_cell.selection import BASE, choose
 from core.report import Table, report, write_results, write_text
 
 HERE = Path(__file__).parent
@@ -86,9 +86,7 @@ class Ours:
         config = Config(**BASE)
         if self.nested != "none":
             search = self.nested == "search"
-            config = select(
-                Counts(counts), self.design, Config(), seed=self.seed, search=search, say=_say
-            ).config
+            config = choose(Counts(counts), self.design, Config(), seed=self.seed, search=search)
         library = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
         fitted = fit_model(
             Counts(counts),

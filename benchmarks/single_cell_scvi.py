@@ -51,7 +51,7 @@ else:
 seconds = time.perf_counter() - started
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 np.savez(sys.argv[2], out=out, trained=trained, seconds=seconds, peak=peak,
-         version=scvi.__version__, torch=torch.__version__)
+         cpu=time.process_time(), version=scvi.__version__, torch=torch.__version__)
 """
 
 
@@ -64,6 +64,7 @@ class Ran:
         trained: seconds of training.
         seconds: of training and of the output.
         peak: MB of the process.
+        cpu: seconds of the whole process, imports included.
         version: of scvi-tools and of torch.
     """
 
@@ -71,6 +72,7 @@ class Ran:
     trained: float
     seconds: float
     peak: float
+    cpu: float
     version: str
 
 
@@ -109,5 +111,5 @@ def run_scvi(
             part.replace(found)
         with np.load(found) as out:
             version = f"scvi-tools {out['version']}, torch {out['torch']}"
-            numbers = (float(out[name]) for name in ("trained", "seconds", "peak"))
+            numbers = (float(out[name]) for name in ("trained", "seconds", "peak", "cpu"))
             return Ran(out["out"], *numbers, version)

@@ -17,6 +17,7 @@ from pipelines._single_cell_options import (
     Dispersion,
     DropEmpty,
     Estimate,
+    LabelKey,
     Latent,
     Layer,
     Like,
@@ -272,9 +273,7 @@ def integrate(
     to_batch: Annotated[
         str | None, typer.Option(help="Decode as if all were of this batch; the mean if none.")
     ] = None,
-    label_key: Annotated[
-        str | None, typer.Option(help="Column of types: measure mixing and keeping apart.")
-    ] = None,
+    label_key: LabelKey = None,
     report: Annotated[Path | None, typer.Option(help="Folder for that table.")] = None,
     model: Annotated[
         Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
@@ -343,6 +342,7 @@ def evaluate(
     ),
     layer: Layer = None,
     batch_key: BatchKey = None,
+    label_key: LabelKey = None,
     categorical: Categorical = None,
     continuous: Continuous = None,
     search: Search = True,
@@ -358,6 +358,7 @@ def evaluate(
         run.Input(source, layer, drop_empty),
         output,
         covariates=options.covariates(batch_key, categorical, continuous),
+        label_key=label_key,
         seed=seed,
         search=search,
         device=device,

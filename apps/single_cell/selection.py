@@ -121,11 +121,21 @@ class Verdict:
 
 @dataclass
 class Selection:
-    """What molecular cross-validation chose and found."""
+    """What molecular cross-validation chose and found.
+
+    Attributes:
+        config: chosen.
+        verdict: on the model of the trial.
+        surprise: of its cells.
+        model: of the trial, from nine tenths of the molecules.
+        genes: (G,) mask of what it knows.
+    """
 
     config: Config
     verdict: Verdict
     surprise: Surprise
+    model: CellVAE
+    genes: np.ndarray
 
 
 @dataclass
@@ -201,6 +211,45 @@ def select(
     Raises:
         AleatorError: too few cells, or counts that are not whole.
     """
+    found = _chosen(counts, design, config, seed, device, search, say)
+    trial, model, unseen = found.trial, found.model, found.unseen
+    verdict = judge(trial, model, tuple(found.tried), say)
+    hidden = thin(counts.take(unseen), SHARE, seed)[0][:, trial.molecules.genes]
+    surprise = Surprise.fit(
+        *_elbos(model, trial.molecules.train, trial.design, seed),
+        *_elbos(model, hidden, _rows(design, unseen), seed),
+    )
+    return Selection(found.config, verdict, surprise, model, trial.molecules.genes)
+
+
+def choose(
+    counts: Counts, design: Design, config: Config, *, seed: int = 0, search: bool = True
+) -> Config:
+    """The configuration of `select`, without its verdict; arguments and errors as there."""
+    return _chosen(counts, design, config, seed, "auto", search, lambda _: None).config
+
+
+@dataclass
+class _Chosen:
+    """What came of choosing: the trial, its model, and the cells that stayed unseen."""
+
+    config: Config
+    trial: _Trial
+    model: CellVAE
+    unseen: np.ndarray
+    tried: list[tuple[str, float]]
+
+
+def _chosen(
+    counts: Counts,
+    design: Design,
+    config: Config,
+    seed: int,
+    device: str,
+    search: bool,
+    say: Say,
+) -> _Chosen:
+    """Search if that is wanted, then find the number of steps."""
     if len(counts) < FEW:
         raise AleatorError(
             f"{len(counts)} cells are too few to learn from and to judge by; {FEW} are needed"
@@ -216,13 +265,7 @@ def select(
     model, best = trial.fit(replace(config, steps=steps), checks=6)
     whole = default_steps(len(counts), config.batch_size)
     chosen = config.steps or max(1, round(whole * best / steps))
-    verdict = judge(trial, model, tuple(tried), say)
-    hidden = thin(counts.take(unseen), SHARE, seed)[0][:, trial.molecules.genes]
-    surprise = Surprise.fit(
-        *_elbos(model, trial.molecules.train, trial.design, seed),
-        *_elbos(model, hidden, _rows(design, unseen), seed),
-    )
-    return Selection(replace(config, steps=chosen), verdict, surprise)
+    return _Chosen(replace(config, steps=chosen), trial, model, unseen, tried)
 
 
 def judge(

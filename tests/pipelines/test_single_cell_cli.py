@@ -92,6 +92,8 @@ def test_train_then_denoise_then_info(cells, tmp_path):
     adata, whole = ad.read_h5ad(scored), ad.read_zarr(out)
     assert "denoised" not in adata.layers
     assert ((adata.obs["aleator_doublet"] >= 0) & (adata.obs["aleator_doublet"] <= 1)).all()
+    assert ((adata.obs["aleator_empty"] > 0) & (adata.obs["aleator_empty"] <= 1)).all()
+    assert "not told from empty droplets" in found.output
     assert (adata.obs["aleator_ood"].to_numpy() == whole.obs["aleator_ood"].to_numpy()).all()
     assert (adata.obsm["X_aleator"] == whole.obsm["X_aleator"]).all()
     assert "denoiser of single cells" in invoke("info", tmp_path / "m").stdout
@@ -151,6 +153,24 @@ def test_evaluate_writes_a_report(cells, tmp_path):
     named = [row["method"] for row in tables[0]["rows"]]
     assert named[:3] == ["ours", "raw", "library mean"]
     assert "library mean" in (tmp_path / "r" / "report.md").read_text()
+
+
+def test_evaluate_measures_mixing_where_batches_and_types_are_known(cells, tmp_path):
+    adata = ad.read_h5ad(cells)
+    adata.obs["half"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
+    adata.write_h5ad(path := tmp_path / "halves.h5ad")
+    keys = ("--batch-key", "half", "--label-key", "cell_line")
+    found = invoke("evaluate", path, "-o", tmp_path / "r", "--no-search", *keys)
+    assert found.exit_code == 0, found.output
+    table = json.loads((tmp_path / "r" / "results.json").read_text())["tables"][2]
+    assert [row["space"] for row in table["rows"]] == ["principal components", "integrated"]
+    assert all(row["mixed"] > 0.7 for row in table["rows"])  # halves differ by chance alone
+    assert "kept apart" in (tmp_path / "r" / "report.md").read_text()
+    said = assert_refused("evaluate", path, "-o", tmp_path / "s", "--label-key", "cell_line")
+    assert "no batch key" in said
+    assert "no column kind" in assert_refused(
+        "evaluate", path, "-o", tmp_path / "s", "--batch-key", "half", "--label-key", "kind"
+    )
 
 
 def test_mistakes_are_one_line(cells, tmp_path):
