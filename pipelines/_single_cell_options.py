@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,8 @@ Categorical = Annotated[
 Continuous = Annotated[list[str] | None, typer.Option(help="Column of numbers; repeatable.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same numbers.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Devices = Annotated[int, typer.Option(help="Processes that share every batch (DDP).")]
+OutputFile = Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 DropEmpty = Annotated[bool, typer.Option("--drop-empty", help="Leave empty cells out.")]
 MakeUnique = Annotated[bool, typer.Option("--make-unique", help="Number equal names apart.")]

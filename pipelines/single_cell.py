@@ -14,6 +14,7 @@ from pipelines._single_cell_options import (
     Categorical,
     Continuous,
     Device,
+    Devices,
     Dispersion,
     DropEmpty,
     Estimate,
@@ -23,6 +24,7 @@ from pipelines._single_cell_options import (
     Like,
     Likelihood,
     MakeUnique,
+    OutputFile,
     Overwrite,
     Prior,
     Search,
@@ -44,9 +46,7 @@ app = door(
 @friendly
 def denoise(
     source: Source = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")] = Path(
-        "denoised.h5ad"
-    ),
+    output: OutputFile = Path("denoised.h5ad"),
     model: Annotated[
         Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
     ] = None,
@@ -120,6 +120,7 @@ def train(
     search: Search = True,
     seed: Seed = 0,
     device: Device = "auto",
+    devices: Devices = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped training.")] = False,
     like: Like = None,
     prior: Prior = None,
@@ -143,6 +144,7 @@ def train(
         search=search,
         resume=resume,
         device=device,
+        devices=devices,
         overwrite=overwrite,
         prior=Wanted(tuple(like or ()), options.prior(prior)) if like or prior else None,
         say=say,
@@ -153,9 +155,7 @@ def train(
 @friendly
 def generate(
     source: Source = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")] = Path(
-        "generated.h5ad"
-    ),
+    output: OutputFile = Path("generated.h5ad"),
     n: Annotated[int, typer.Option("--n", help="How many new cells.")] = 1000,
     model: Annotated[
         Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
@@ -268,7 +268,7 @@ def de(
 @friendly
 def integrate(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="h5ad, Zarr, 10x or Loom.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")],
+    output: OutputFile,
     batch_key: BatchKey = None,
     to_batch: Annotated[
         str | None, typer.Option(help="Decode as if all were of this batch; the mean if none.")
@@ -319,7 +319,7 @@ def integrate(
 def score(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="h5ad, Zarr, 10x or Loom.")],
     model: Annotated[Path, typer.Option("--model", help="Folder of a trained model.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")],
+    output: OutputFile,
     layer: Layer = None,
     seed: Seed = 0,
     drop_empty: DropEmpty = False,

@@ -53,6 +53,7 @@ class Denoiser:
         allow_noninteger: whether fractional counts were allowed.
         card: facts for a reader.
         fingerprint: the model's name in outputs.
+        rank: of this process among those that trained; only the first is to write.
     """
 
     model: CellVAE
@@ -64,6 +65,7 @@ class Denoiser:
     seed: int = 0
     card: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    rank: int = 0
 
     @classmethod
     def fit(
@@ -78,6 +80,7 @@ class Denoiser:
         seed: int = 0,
         search: bool = True,
         device: str = "auto",
+        devices: int = 1,
         folder: Path | None = None,
         resume: bool = False,
         say: Say = lambda _: None,
@@ -95,6 +98,8 @@ class Denoiser:
             seed: of everything random; same seed, same model.
             search: choose hyper-parameters on these cells; False takes the defaults.
             device: "auto", "cpu" or "cuda".
+            devices: processes that share every batch; all but this one start here, by the same
+                command, and end up with the same model and another `rank`.
             folder: keeps the state of the run, to resume it.
             resume: go on from there.
             say: for the log.
@@ -131,6 +136,7 @@ class Denoiser:
             folder=folder,
             resume=resume,
             device=device,
+            devices=devices,
             progress="steps" if progress else None,
         )
         assert isinstance(fitted.model, CellVAE)
@@ -143,6 +149,7 @@ class Denoiser:
             found.verdict,
             seed,
             {"data": f"{where}: {cells.slot}, {len(cells)} cells x {cells.shape[1]} genes"},
+            rank=fitted.rank,
         )
 
     def save(self, folder: Path | str, card: dict[str, Any] | None = None) -> Denoiser:

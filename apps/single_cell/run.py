@@ -36,17 +36,22 @@ def train(
     search: bool = True,
     resume: bool = False,
     device: str = "auto",
+    devices: int = 1,
     overwrite: bool = False,
     prior: Wanted | None = None,
     say: Say = print,
 ) -> Denoiser:
     """Fit a model and save it with its card, and with a prior to generate from if that is wanted.
 
+    With several devices the command is started once for each, and the first of them writes.
+
     Raises:
         AleatorError: bad data or options, or a model is there already.
     """
     if (folder / "model.json").exists() and not overwrite:
         raise AleatorError(f"{folder} holds a model; choose another folder or --overwrite")
+    if devices < 1:
+        raise AleatorError(f"devices={devices}: at least 1 is needed")
     cells = given.open(say)
     if prior:
         prior.check(cells)
@@ -60,11 +65,14 @@ def train(
         seed=seed,
         search=search,
         device=device,
+        devices=devices,
         folder=work,
         resume=resume,
         say=say,
         progress=True,
     )
+    if denoiser.rank:
+        return denoiser  # the first process writes
     denoiser = denoiser.save(folder, _card(denoiser, time.monotonic() - started))
     write_card(folder / "card.md", denoiser.card)
     shutil.rmtree(folder / "prior", ignore_errors=True)  # of a model that was there before

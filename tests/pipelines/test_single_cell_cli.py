@@ -173,6 +173,24 @@ def test_evaluate_measures_mixing_where_batches_and_types_are_known(cells, tmp_p
     )
 
 
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(cells, tmp_path):
+    layers = []
+    for devices in ("1", "2"):
+        folder, out = tmp_path / devices, tmp_path / f"{devices}.h5ad"
+        command = [sys.executable, "-m", "pipelines.single_cell", "train", str(cells)]
+        options = ["-o", str(folder), "--devices", devices, "--device", "cpu", *map(str, QUICK)]
+        subprocess.run([*command, *options], check=True, timeout=300)
+        found = invoke("denoise", cells, "--model", folder, "-o", out)
+        assert found.exit_code == 0, found.output
+        layers.append(np.log1p(ad.read_h5ad(out).layers["denoised"]))
+    one, two = layers
+    assert np.square(one - two).mean() < 0.02 * one.var()
+    assert "devices=0" in assert_refused(
+        "train", cells, "-o", tmp_path / "x", "--devices", 0, *QUICK
+    )
+
+
 def test_mistakes_are_one_line(cells, tmp_path):
     out = tmp_path / "out.h5ad"
     said = assert_refused("denoise", cells, "-o", out, "--layer", "lognorm")
