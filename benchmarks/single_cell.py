@@ -2,8 +2,8 @@
 
     python benchmarks/single_cell.py DATA [--cases pbmc3k,log_error,thin10,citeseq] [--seeds 0,1,2]
                                      [--methods ours,...] [--nested none|steps|search]
-                                     [--scvi PYTHON] [--folder RUNS] [--name single_cell]
-                                     [--out FOLDER]
+                                     [--estimate balanced|mean] [--scvi PYTHON]
+                                     [--folder RUNS] [--name single_cell] [--out FOLDER]
 
 DATA is the folder with `pbmc3k`, `sc_mixology_cells` and `citeseq_pbmc_mini` (where they come
 from: docs/single_cell.md). Every method sees the training molecules only and is scored on the
@@ -35,7 +35,7 @@ from apps.single_cell.covariates import Design
 from apps.single_cell.decision import for_log_error
 from apps.single_cell.evaluation import coverage_by, protein_agreement, truth_scores
 from apps.single_cell.fitting import fit_model
-from apps.single_cell.layers import point
+from apps.single_cell.layers import ESTIMATES, point
 from apps.single_cell.mcv import Tally, cross_validate, split, thin
 from apps.single_cell.posterior import pit, rates, sample_rates
 from apps.single_cell.selection import BASE, choose
@@ -72,13 +72,15 @@ class Run:
     nested: str = "none"
     folder: Path | None = None
     scvi: Path | None = None
+    estimate: str = "balanced"
 
 
 class Ours:
     """Our model on one interface with the baselines."""
 
-    def __init__(self, seed: int, nested: str, folder: Path | None = None) -> None:
-        self.seed, self.nested, self.folder = seed, nested, folder
+    def __init__(self, seed: int, run: Run, folder: Path | None = None) -> None:
+        self.seed, self.nested, self.folder = seed, run.nested, folder
+        self.estimate = run.estimate
 
     def fit(self, counts: sp.csr_matrix):
         n = counts.shape[0]
@@ -107,7 +109,7 @@ class Ours:
         return rates(self.model, Counts(counts), design, seed=self.seed)
 
     def predict(self, counts: sp.csr_matrix) -> np.ndarray:
-        return np.concatenate([point(part) for part in self.parts(counts)])
+        return np.concatenate([point(part, self.estimate) for part in self.parts(counts)])
 
     def draw(self, counts: sp.csr_matrix) -> np.ndarray:
         """One draw of the rates from their posterior, instead of their mean."""
@@ -144,7 +146,7 @@ def methods(names: list[str], seed: int, run: Run, rank: int) -> dict:
     """Fresh methods by name; the state of our training goes into the folder."""
     own = None if run.folder is None else run.folder / f"seed{seed}"
     keep = None if run.folder is None else run.folder / f"scvi{seed}.npz"
-    known = {OURS: Ours(seed, run.nested, own), **baselines(seed=seed)}
+    known = {OURS: Ours(seed, run, own), **baselines(seed=seed)}
     known[SCVI] = ScVI(run.scvi, seed, keep)
     known["Poisson NMF"].rank = rank
     return {name: known[name] for name in names}
@@ -333,6 +335,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default=",".join([OURS, *baselines()]))
     parser.add_argument("--nested", default="none", choices=["none", "steps", "search"])
+    parser.add_argument("--estimate", default="balanced", choices=ESTIMATES, help="of ours")
     parser.add_argument("--scvi", type=Path, help="python that has scvi-tools")
     parser.add_argument("--folder", type=Path, help="keeps trainings, so that they go on")
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -343,7 +346,7 @@ def main(arguments: list[str] | None = None) -> None:
     for case in options.cases.split(","):
         names = options.methods.split(",")
         folder = options.folder / case if options.folder else None
-        run = Run(options.nested, folder, options.scvi)
+        run = Run(options.nested, folder, options.scvi, options.estimate)
         tables += CASES[case](options.data, names, seeds, run)
         results = write_results(options.out / f"{options.name}.json", tables)
         write_text(
