@@ -204,6 +204,7 @@ def test_mistakes_are_one_line(cells, tmp_path):
     assert "nb, poisson, zinb" in assert_refused(
         "denoise", cells, "-o", out, "--likelihood", "normal"
     )
+    assert "balanced, mean" in assert_refused("denoise", cells, "-o", out, "--estimate", "median")
     out.touch()
     assert "exists" in assert_refused("denoise", cells, "-o", out)
     cut = tmp_path / "cut.h5ad"
