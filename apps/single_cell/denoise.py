@@ -98,8 +98,7 @@ class Denoiser:
             seed: of everything random; same seed, same model.
             search: choose hyper-parameters on these cells; False takes the defaults.
             device: "auto", "cpu" or "cuda".
-            devices: processes that share every batch; all but this one start here, by the same
-                command, and end up with the same model and another `rank`.
+            devices: processes that share every batch, started by the same command; see `rank`.
             folder: keeps the state of the run, to resume it.
             resume: go on from there.
             say: for the log.
@@ -116,11 +115,7 @@ class Denoiser:
         config = config or Config()
         if config.dispersion == "gene-batch" and covariates.batch is None:
             raise AleatorError("dispersion of each batch: name the column with batch_key")
-        if cells.summary.fractional:
-            raise AleatorError(
-                f"{where}: {cells.summary.fractional} counts are not whole; molecules cannot be "
-                "held out of them. Give the uncorrected counts"
-            )
+        _check_whole(cells)
         for note in covariates.notes():
             say(note)
         design = covariates.encode(cells.obs, where)
@@ -357,6 +352,14 @@ class Denoiser:
                 f"(aleator_ood > {WARN_ABOVE:g}); trust them less"
             )
         return told
+
+
+def _check_whole(cells: Cells) -> None:
+    if cells.summary.fractional:
+        raise AleatorError(
+            f"{cells.source}: {cells.summary.fractional} counts are not whole; molecules cannot "
+            "be held out of them. Give the uncorrected counts"
+        )
 
 
 def _place(known: Counts, whole: Counts) -> np.ndarray:
