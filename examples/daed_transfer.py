@@ -33,7 +33,7 @@ CONFIG = {
     "generator": {"sigma_data": 0.7, "net": NET},
     "autoencoder": NET,
 }
-FEW, HELD, SEEDS = 60, 300, 3
+FEW, HELD, SEEDS = 60, 300, 2
 
 
 def data() -> tuple[Tensor, Tensor, Tensor]:
