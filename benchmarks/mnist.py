@@ -36,11 +36,11 @@ def tables(options: argparse.Namespace) -> list[Any]:
     judge = train_classifier(train)
     right = (judge(held.grey).argmax(1) == held.label).float().mean().item()
     print(f"classifier: {100 * right:.1f} % of held-out images", flush=True)
+    samples = mnist_samples.references(train, held, judge)
+    samples += mnist_samples.rows(train, held, judge, options.models, options.figures)
     bounds, vae = mnist_bounds.rows(
         train, held, options.models, options.epochs, options.seeds, options.pythae
     )
-    samples = mnist_samples.references(train, held, judge)
-    samples += mnist_samples.rows(train, held, judge, options.models, options.figures)
     x = 2 * vae.sample((mnist_samples.DRAWN,), generator=keyed_generator(4)) - 1
     mnist_samples.grid(x, options.figures / "mnist_vae.png")
     size = sum(p.numel() for p in vae.parameters())

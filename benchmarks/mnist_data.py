@@ -99,7 +99,7 @@ class Classifier(nn.Module):
         return self.head(F.silu(self.body(x)))
 
 
-def train_classifier(train: Digits, steps: int = 900) -> Classifier:
+def train_classifier(train: Digits, steps: int = 600) -> Classifier:
     """Trained on grey and binarised images alike, shifted by up to two pixels."""
     torch.manual_seed(1)
     net, generator = Classifier(), keyed_generator(1, 1)
