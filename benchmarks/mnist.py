@@ -103,10 +103,10 @@ def main(arguments: list[str] | None = None) -> int:
     notes = (
         "MNIST is its test set here, 9000 images of which train: no figure of a paper, which "
         "trains on 60 000, is a comparison.",
-        "Bounds are of the same images and code for both libraries; ours is trained by `fit` "
-        "(warm-up, cosine, averaged weights), pythae's by its trainer (Adam, cosine by epoch), at "
-        "the same batch, learning rate and number of epochs. ± s.e. is over images; trainings with "
-        "other seeds differ, too.",
+        "Bounds are of the same images and code for both libraries, at the same batch, learning "
+        "rate and number of epochs; ours is trained by `fit` (warm-up, cosine, averaged weights), "
+        "pythae's by its trainer (Adam, cosine by epoch). ± s.e. is over images; one training "
+        "each does not say how much another seed would change.",
         "The diffusion model of the table, and so its student, was trained before `fit` stopped "
         "to round examples and times to bf16 (see the changelog); flow matching after it.",
         "Fréchet distances are in 32 features of a classifier trained here on these 9000 images, "
