@@ -1,6 +1,6 @@
 r"""Energy-based models: p(x | c) = exp(-E(x, c)) / Z(c), a density known up to its constant.
 
-    E(x, c) = f(x, c) + |x|² / 2s²            the quadratic keeps Z finite for any network f
+    E(x, c) = f(x, c) + |u|² / 2s²,  x = m + L u   the quadratic keeps Z finite for any f
     ∇ -ln p = E_data[∇E] - E_model[∇E]        contrastive divergence (Hinton 2002)
     J = E[½ |s|² + ∇·s],  s = -∇E             score matching (Hyvärinen 2005), no Z in it
     J = E[½ |s|² + vᵀ(∇s)v]                   sliced (Song et al. 2019, arXiv:1905.07088)
@@ -8,11 +8,15 @@ r"""Energy-based models: p(x | c) = exp(-E(x, c)) / Z(c), a density known up to 
                                               the minimiser is the score of the *noised* data
 
 Negative examples of contrastive divergence come from short MALA chains on a replay buffer
-(Du and Mordatch 2019, arXiv:1903.08689).
+(Du and Mordatch 2019, arXiv:1903.08689). Chains run in u. With `base="fitted"`, m and L Lᵀ are
+the mean and covariance of data, so that f only tilts a Gaussian (Xie et al. 2016,
+arXiv:1602.03264) and one step size fits all directions; pixels that hardly vary would else stop
+every chain whose steps are made for those that do.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -47,6 +51,8 @@ class EnergyModel(GenerativeModel):
     takes_net = False
     replay: Tensor
     filled: Tensor
+    base_mean: Tensor
+    base_factor: Tensor
 
     def __init__(
         self,
@@ -54,6 +60,7 @@ class EnergyModel(GenerativeModel):
         context_shape: Sequence[int] | None = None,
         *,
         energy: nn.Module | Mapping[str, Any] | None = None,
+        base: Literal["isotropic", "fitted"] = "isotropic",
         base_scale: float = 3.0,
         training: Training = "contrastive",
         noise: float = 0.1,
@@ -71,13 +78,15 @@ class EnergyModel(GenerativeModel):
             context_shape: shape of the main context tensor of one example, for the record.
             energy: f, (x (B, *E), zeros (B,), context) -> (B, 1); a module, or the config of a
                 network (by default an MLP).
-            base_scale: s, wider than the data; chains start from N(0, s²).
+            base: m = 0 and L = 1, or what `fit_base` makes of data.
+            base_scale: s, in u; wider than the data, or 1 with a fitted base. Chains start from
+                u ~ N(0, s²).
             training: the objective.
             noise: σ of denoising score matching.
             chain_steps: MALA steps for negative examples.
             chain_step: their step size.
             replay_size: states kept between training steps; 0 starts every chain afresh.
-            restart: share of chains that start from N(0, s²) all the same. With a context all
+            restart: share of chains that start from the base all the same. With a context all
                 do: a state of the buffer belongs to another context.
             magnitude: weight of the squared energies in the loss, which keeps them near zero.
             sampler: of `sample`: mala, langevin, hmc, or a mapping with options.
@@ -90,6 +99,8 @@ class EnergyModel(GenerativeModel):
             raise AleatorError(
                 f"unknown training {training!r}; known: contrastive, denoising, explicit, sliced"
             )
+        if base not in ("isotropic", "fitted"):
+            raise AleatorError(f"energy model: base={base!r}; known: fitted, isotropic")
         positive = {"base_scale": base_scale, "noise": noise, "chain_step": chain_step}
         positive["chain_steps"] = chain_steps
         for name, value in positive.items():
@@ -109,11 +120,57 @@ class EnergyModel(GenerativeModel):
         self.sampler = _sampler(sampler)
         self.register_buffer("replay", torch.zeros(replay_size, *self.event_shape))
         self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
+        self.fitted = base == "fitted"
+        if self.fitted:
+            dims = math.prod(self.event_shape)
+            self.register_buffer("base_mean", torch.zeros(dims))
+            self.register_buffer("base_factor", torch.eye(dims))
+
+    def fit_base(self, x: Tensor) -> None:
+        """Give the base the mean and covariance of examples x (N, *E), N larger than E.
+
+        Raises:
+            AleatorError: the model has no base to fit, or the examples do not span the space.
+        """
+        check_examples(x, self.event_shape, None)
+        if not self.fitted:
+            raise AleatorError("energy model: base='fitted' in the config has a base to fit")
+        flat = x.flatten(1).double()
+        factor, failed = torch.linalg.cholesky_ex(torch.cov(flat.T).reshape(flat.shape[1], -1))
+        if len(flat) <= flat.shape[1] or failed or not factor.isfinite().all():
+            raise AleatorError(
+                f"energy model: the covariance of {len(flat)} examples of {flat.shape[1]} numbers "
+                "is singular; give more examples, or add noise to elements that never vary"
+            )
+        self.base_mean.copy_(flat.mean(0))
+        self.base_factor.copy_(factor)
+
+    def to_data(self, u: Tensor) -> Tensor:
+        """Examples x = m + L u of base coordinates u (B, *E)."""
+        if not self.fitted:
+            return u
+        factor, mean = self.base_factor.to(u.dtype), self.base_mean.to(u.dtype)
+        return (mean + u.flatten(1) @ factor.T).reshape(u.shape)
+
+    def to_base(self, x: Tensor) -> Tensor:
+        """The inverse of `to_data`."""
+        if not self.fitted:
+            return x
+        gap = x.flatten(1) - self.base_mean.to(x.dtype)
+        factor = self.base_factor.to(x.dtype)
+        return torch.linalg.solve_triangular(factor, gap.T, upper=False).T.reshape(x.shape)
 
     def energy(self, x: Tensor, context: Context = None) -> Tensor:
         """E(x, context) of (B, *E), (B,) nats."""
+        return self._energy(x, self.to_base(x), context)
+
+    def energy_at(self, u: Tensor, context: Context = None) -> Tensor:
+        """E(m + L u, context) of base coordinates u (B, *E), (B,) nats: what chains run on."""
+        return self._energy(self.to_data(u), u, context)
+
+    def _energy(self, x: Tensor, u: Tensor, context: Context) -> Tensor:
         f = self.net(x, x.new_zeros(len(x)), context)
-        return f.flatten(1).sum(1) + _sum(x.square()) / (2 * self.base_scale**2)
+        return f.flatten(1).sum(1) + _sum(u.square()) / (2 * self.base_scale**2)
 
     def score(self, x: Tensor, context: Context = None) -> Tensor:
         """∇ ln p(x | context) = -∇E, (B, *E); differentiable in the weights."""
@@ -177,7 +234,7 @@ class EnergyModel(GenerativeModel):
             again = (u[:, 1] < self.restart).reshape(-1, *[1] * (x.dim() - 1))
             start = torch.where(again, start, self.replay[slots].to(start))
         chains = langevin(
-            lambda y: -self.energy(y, context),
+            lambda u: -self.energy_at(u, context),
             start,
             step=self.chain_step,
             steps=self.chain_steps,
@@ -186,7 +243,7 @@ class EnergyModel(GenerativeModel):
         )
         if slots is not None and self.training:
             self.replay[slots] = chains.x.to(self.replay)
-        return chains
+        return dataclasses.replace(chains, x=self.to_data(chains.x))
 
     def sample(
         self,
@@ -197,7 +254,7 @@ class EnergyModel(GenerativeModel):
         guidance: Any = None,
         generator: Generators | None = None,
     ) -> Tensor:
-        """Draw by Markov chains from N(0, s²), one for each draw: (*S, B, *E).
+        """Draw by Markov chains from the base, one for each draw: (*S, B, *E).
 
         Args:
             shape: S.
@@ -219,8 +276,10 @@ class EnergyModel(GenerativeModel):
         )
         options = dict(self.sampler if sampler is None else _sampler(sampler))
         run = hmc if options.pop("name") == "hmc" else langevin
-        x = run(lambda y: -self.energy(y, repeated), start, generator=generator, **options).x
-        return x.reshape(*shape, *(() if batch is None else (batch,)), *self.event_shape)
+        u = run(lambda u: -self.energy_at(u, repeated), start, generator=generator, **options).x
+        return self.to_data(u).reshape(
+            *shape, *(() if batch is None else (batch,)), *self.event_shape
+        )
 
     def log_prob(
         self,
@@ -249,7 +308,7 @@ class EnergyModel(GenerativeModel):
         batch = 1 if context is None else len(x)
         repeated = expand_context(context, chains)
         log_w = annealed_importance(
-            lambda y: -self.energy(y, repeated),
+            lambda u: -self.energy_at(u, repeated),
             x.new_zeros(chains * batch, *self.event_shape),
             scale=self.base_scale,
             temperatures=temperatures,
@@ -258,6 +317,8 @@ class EnergyModel(GenerativeModel):
         ).log_w.reshape(chains, batch)
         log_z = log_w.logsumexp(0) - math.log(chains)
         stderr = (log_w - log_z).exp().std(0) / math.sqrt(chains)
+        if self.fitted:
+            log_z = log_z + self.base_factor.diagonal().log().sum().to(log_z)
         with torch.no_grad():
             value = -self.energy(x, context) - log_z
         return Density(value, "estimate", stderr.expand_as(value))

@@ -342,8 +342,8 @@ def _space(model: GenerativeModel, context: Context, count: int) -> _Space:
     if isinstance(model, EnergyModel):
         return _Space(
             tuple(model.event_shape),
-            lambda x: x,
-            lambda x: -model.energy(x, context),
+            model.to_data,
+            lambda u: -model.energy_at(u, context),
             model.base_scale,
             count,
             like,

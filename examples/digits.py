@@ -1,7 +1,8 @@
 r"""Every family on the 8 × 8 handwritten digits that scikit-learn brings: minutes on two cores.
 
     python examples/digits.py vae                  one family: a grid of samples, and a card
-    python examples/digits.py --all -o docs        all of them in one table, docs/families.md
+    python examples/digits.py --all                all of them, and one table
+    python examples/digits.py --table              the table again, of what is there
 
 Values 0 ... 16 are made continuous by uniform noise, so that densities bound the log-mass of the
 integers and bits per dimension can be compared. 1437 digits are trained on, 360 are held out.
@@ -25,9 +26,10 @@ from torch.nn import functional as F
 
 from core import FitConfig, GenerativeModel, build, fit
 from core.cards import write_card
+from core.energy import EnergyModel
 from core.evaluation import frechet_distance
 from core.random import keyed_generator, rand
-from core.report import Table, hardware, report, write_results, write_text
+from core.report import Table, hardware, provenance, report, write_results, write_text
 
 BIN = 2 / 17  # width of a value's bin in [-1, 1]
 DIMS = 64
@@ -59,11 +61,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "latent_flow_matching": {"autoencoder": {**AUTOENCODER, "beta": 0.3}, "prior": {"net": MLP}},
     "energy": {
         "energy": MLP,
+        "base": "fitted",
         "base_scale": 1.0,
-        "chain_steps": 10,
-        "chain_step": 0.02,
-        "magnitude": 1e-3,
-        "sampler": {"name": "mala", "step": 0.02, "steps": 500},
+        "chain_steps": 20,
+        "chain_step": 0.1,
+        "sampler": {"name": "mala", "step": 0.1, "steps": 1000},
     },
 }
 BOUND = {"draws": 64}
@@ -74,13 +76,14 @@ DENSITY: dict[str, dict[str, Any]] = {
     "flow_matching": FLOW,
     "latent_diffusion": LATENT,
     "latent_flow_matching": LATENT,
+    "energy": {"chains": 128, "temperatures": 800},
     "vae": BOUND,
     "joint_vae": BOUND,
     "hierarchical_vae": BOUND,
     "top_down_vae": BOUND,
     "self_supervised_vae": BOUND,
 }
-EVALUATIONS = {"diffusion": 20, "flow_matching": 20, "consistency": 2, "daed": 20, "energy": 500}
+EVALUATIONS = {"diffusion": 20, "flow_matching": 20, "consistency": 2, "daed": 20, "energy": 1000}
 EVALUATIONS |= {"latent_diffusion": 21, "latent_flow_matching": 21, "vq_vae": 17}
 
 
@@ -116,7 +119,10 @@ def train(family: str, steps: int, folder: Path, seed: int = 0) -> tuple[Generat
         rows = torch.randint(len(values), (64,), generator=generator)
         return continuous(values[rows], generator), None
 
-    options = FitConfig(steps=steps, learning_rate=2e-3, validate_every=0, ema=0.995, seed=seed)
+    if isinstance(model, EnergyModel):
+        model.fit_base(torch.cat([continuous(values, keyed_generator(5, k)) for k in range(4)]))
+    rate = 1e-3 if family == "energy" else 2e-3
+    options = FitConfig(steps=steps, learning_rate=rate, validate_every=0, ema=0.995, seed=seed)
     fitted = fit(model, batches, options, folder=folder, progress="steps", device="cpu")
     return fitted.model.eval(), fitted.seconds
 
@@ -226,9 +232,26 @@ def run_once(family: str, steps: int, out: Path) -> dict[str, Any]:
         known = json.loads(file.read_text())
         if known["steps"] == steps:
             return known
-    row = {"steps": steps, **run(family, steps, out)}
+    row = {"steps": steps, **run(family, steps, out), "made": provenance()}
     write_text(file, json.dumps(row, indent=1) + "\n")
     return row
+
+
+def collect(out: Path, steps: int) -> Table:
+    """The table of the rows that lie in a folder, written there as families.json and .md."""
+    rows = []
+    for name in ("references", *FAMILIES):
+        if (file := out / f"{name}.json").exists():
+            known = json.loads(file.read_text())
+            rows += [r for r in known.get("rows", [known]) if r.get("steps", steps) == steps]
+    if not rows:
+        raise SystemExit(f"digits.py: no rows of {steps} steps in {out}; train some first")
+    found = table([{k: v for k, v in row.items() if k != "made"} for row in rows])
+    made_by = rows[-1].get("made") or provenance()
+    made_by["command"] = f"python examples/digits.py --all --steps {steps}"
+    results = write_results(out / "families.json", [found], made_by=made_by)
+    write_text(out / "families.md", report(results, "Families of models, compared"))
+    return found
 
 
 def references() -> list[dict[str, Any]]:
@@ -281,22 +304,24 @@ def main(family: str | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     if family is None:
         parser.add_argument("families", nargs="*", choices=[*FAMILIES, []])
-        parser.add_argument("--all", action="store_true", help="all families, and a page")
+        parser.add_argument("--all", action="store_true", help="all families, and the table")
+        parser.add_argument("--table", action="store_true", help="the table of what is in --out")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/digits"))
     options = parser.parse_args()
     chosen = [family] if family else (list(FAMILIES) if options.all else options.families)
-    if not chosen:
+    whole = family is None and (options.all or options.table)
+    if not chosen and not whole:
         parser.error(f"which? {', '.join(FAMILIES)}, or --all")
     torch.set_num_threads(max(1, min(2, torch.get_num_threads())))
-    rows = references() if family is None and options.all else []
+    if whole and not (file := options.out / "references.json").exists():
+        write_text(file, json.dumps({"rows": references()}, indent=1) + "\n")
+    rows = []
     for name in chosen:
         rows.append(run_once(name, options.steps, options.out))
-        if family is None and options.all:  # a page that grows, should the job be stopped
-            results = write_results(options.out / "families.json", [table(rows)])
-            page = report(results, "Families of models, compared")
-            write_text(options.out / "families.md", page)
-    table(rows).print()
+        if whole:  # a page that grows, should the job be stopped
+            collect(options.out, options.steps)
+    (collect(options.out, options.steps) if whole else table(rows)).print()
 
 
 if __name__ == "__main__":

@@ -229,6 +229,63 @@ def test_conditional_samples_depend_on_their_own_streams():
     assert not model.filled  # conditional chains do not use the buffer
 
 
+class Tilt(nn.Module):
+    """f = ½ (x - m)ᵀ A (x - m): what tilts a Gaussian into another."""
+
+    def __init__(self, precision, mean) -> None:
+        super().__init__()
+        self.A, self.m = nn.Parameter(precision), nn.Parameter(mean)
+
+    def forward(self, x, level, context=None):
+        d = x - self.m
+        return 0.5 * torch.einsum("ni,ij,nj->n", d, self.A, d)[:, None]
+
+
+@pytest.mark.exact
+def test_a_fitted_base_is_the_data_gaussian_and_its_tilt_known():
+    """exp(-f) N(m, C) is Gaussian too: log-density, samples and score, where scales differ."""
+    scales = torch.tensor([[1.0, 0.0], [0.4, 0.01]], dtype=torch.float64)
+    z = torch.randn(4000, 2, generator=keyed_generator(0), dtype=torch.float64)
+    x = z @ scales.T + 0.3
+    mean, covariance = x.mean(0), torch.cov(x.T)
+    precision = torch.diag(torch.tensor([2.0, 0.0], dtype=torch.float64))
+    model = EnergyModel(
+        (2,),
+        energy=Tilt(precision, mean.clone()),
+        base="fitted",
+        base_scale=1.0,
+        sampler={"name": "mala", "step": 0.5, "steps": 60},
+    ).double()
+    model.fit_base(x)
+    u = model.to_base(x)
+    torch.testing.assert_close(model.to_data(u), x, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.cov(u.T), torch.eye(2).double(), rtol=0, atol=1e-9)
+    tilted = torch.distributions.MultivariateNormal(
+        mean, precision_matrix=torch.linalg.inv(covariance) + precision
+    )
+    found = model.log_prob(x[:20], generator=keyed_generator(1), chains=2000)
+    error = (found.value - tilted.log_prob(x[:20])).abs()
+    assert (error < 4 * found.stderr + 1e-3).all()
+    assert found.stderr.max() < 0.02
+    gap = x[:20] - mean
+    torch.testing.assert_close(
+        model.score(x[:20]), -gap @ tilted.precision_matrix, rtol=1e-8, atol=1e-8
+    )
+    drawn = model.sample((8000,), generator=keyed_generator(2))
+    inside = torch.cov(model.to_base(drawn).detach().T)
+    wanted = torch.linalg.inv(model.base_factor.T @ tilted.precision_matrix @ model.base_factor)
+    torch.testing.assert_close(inside, wanted, rtol=0.06, atol=0.06)
+
+
+def test_a_base_that_cannot_be_fitted_says_why():
+    model = EnergyModel((2,), energy=Quartic(), base="fitted")
+    flat = torch.cat([torch.randn(9, 1), torch.ones(9, 1)], 1)
+    with pytest.raises(AleatorError, match="covariance of 9 examples of 2 numbers is singular"):
+        model.fit_base(flat)
+    with pytest.raises(AleatorError, match="base='fitted' in the config"):
+        EnergyModel((2,), energy=Quartic()).fit_base(torch.randn(9, 2))
+
+
 @pytest.mark.contract
 def test_replay_buffer_is_part_of_the_state_and_still_in_evaluation():
     x = torch.randn(16, 3, generator=keyed_generator(3))
@@ -257,6 +314,7 @@ def test_replay_buffer_is_part_of_the_state_and_still_in_evaluation():
         ({"training": "cd"}, "unknown training 'cd'; known: contrastive"),
         ({"base_scale": 0.0}, "base_scale=0.0; it must be positive"),
         ({"restart": 2.0}, "restart=2.0"),
+        ({"base": "flat"}, "base='flat'; known: fitted, isotropic"),
         ({"sampler": "nuts"}, "unknown sampler 'nuts'; known: hmc, langevin, mala"),
         ({"sampler": {"name": "mala", "length": 3}}, "sampler mala has no option 'length'"),
         ({"energy": {"depth": 3}}, "net MLP has no option 'depth'"),

@@ -69,7 +69,7 @@ def trained(model, data, tmp_path, steps=500):
 def test_a_generative_policy_goes_both_ways_round_and_the_mean_meets_the_obstacle(tmp_path):
     data = demonstrations(*shown(), horizon=4)
     torch.manual_seed(0)
-    net = {"width": 64, "blocks": 2, "vector_dim": 2}
+    net = {"width": 96, "blocks": 2, "vector_dim": 2}
     diffusion = build(
         {"family": "flow_matching", "event_shape": [4, 2], "net": net, "sigma_data": 0.4}
     )
@@ -77,12 +77,13 @@ def test_a_generative_policy_goes_both_ways_round_and_the_mean_meets_the_obstacl
     found = {}
     for name, model in (("generative", diffusion), ("regression", regression)):
         sampler = {"name": "2m", "steps": 8} if name == "generative" else None
-        policy = Policy(trained(model, data, tmp_path / name), execute=2, sampler=sampler)
+        fitted = trained(model, data, tmp_path / name, steps=1000)
+        policy = Policy(fitted, execute=2, sampler=sampler)
         found[name] = rollout(policy, Field(200), steps=30, generator=keyed_generator(1))
     success = {name: (run.returns > 0).double().mean().item() for name, run in found.items()}
     print(f"closed-loop success: {success}")
-    assert success["generative"] > 0.7
-    assert success["generative"] > success["regression"] + 0.3
+    assert success["generative"] > 0.85  # 0.98 after 1500 steps: examples/policy.py
+    assert success["regression"] < 0.2
     run = found["generative"]
     way = run.observations[..., 1].abs().max(0).indices
     side = run.observations[way, torch.arange(200), 1][run.returns > 0] > 0

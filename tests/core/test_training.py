@@ -13,6 +13,7 @@ import torch
 
 from core import build
 from core.errors import AleatorError, CheckpointError
+from core.model import Loss
 from core.training import FitConfig, fit
 from core.training.ema import EMA
 from core.training.fit import learning_rate, parameter_groups, resolve_device
@@ -185,6 +186,37 @@ def test_only_kernels_decay():
     assert {p.dim() for p in plain["params"]} == {1}
     assert min(p.dim() for p in decays["params"]) == 2
     assert (decays["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_mixed_precision_leaves_the_examples_as_they_are(tmp_path):
+    """A count of 1001 is no bf16 number, nor is a time near the end of a path."""
+    given = torch.tensor([[1001.0], [0.99995]])
+    seen = []
+
+    class Model(torch.nn.Module):
+        event_shape, context_shape = torch.Size([1]), None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def loss(self, x, context=None, *, generator=None):
+            hidden = self.layer(x)
+            seen.append((x.clone(), context["vector"].clone(), hidden.dtype))
+            return Loss(hidden.float().square().sum(1), {})
+
+    fit(
+        Model(),
+        lambda step, generator: (given, {"vector": given}),
+        FitConfig(steps=1, validate_every=0, precision="bf16-mixed"),
+        folder=tmp_path,
+        progress=None,
+        device="cpu",
+    )
+    x, vector, dtype = seen[0]
+    assert torch.equal(x, given)
+    assert torch.equal(vector, given)
+    assert dtype == torch.bfloat16  # what is worth it is done in bf16 all the same
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The examples run from a fresh checkout, and leave a grid and a card."""
 
 import importlib.util
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,3 +61,24 @@ def test_bits_count_the_bins(digits):
     row = digits.evaluate(Uniform(), "uniform", x[:200])
     assert row["bits"] == pytest.approx(torch.log2(torch.tensor(17.0)).item(), rel=1e-5)
     assert abs(row["frechet"]) < 0.5  # the held-out digits against themselves
+
+
+def test_the_table_is_put_together_from_what_lies_in_a_folder(digits, tmp_path):
+    kept = EXAMPLES.parent / "benchmarks" / "results"
+    for name in ("references", "energy", "diffusion"):
+        shutil.copy(kept / "families" / f"{name}.json", tmp_path)
+    (tmp_path / "vae.json").write_text(json.dumps({"family": "vae", "steps": 3, "frechet": 9.0}))
+    found = digits.collect(tmp_path, 800)
+    names = [row["family"] for row in found.rows]
+    assert names[-2:] == ["diffusion", "energy"]  # of the families' order; vae has other steps
+    assert "one Gaussian" in names
+    page = (tmp_path / "families.md").read_text()
+    assert "python examples/digits.py --all --steps 800" in page
+    whole = (kept / "families.md").read_text().splitlines()
+    assert {line.split("|")[1].strip() for line in whole if line.startswith("| ")} >= {
+        "family",
+        *digits.FAMILIES,
+    }
+    (tmp_path / "references.json").unlink()
+    with pytest.raises(SystemExit, match="no rows of 7 steps"):
+        digits.collect(tmp_path, 7)

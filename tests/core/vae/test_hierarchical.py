@@ -375,7 +375,9 @@ def test_every_parameter_learns_and_idle_levels_are_no_nan(family, tmp_path):
     S = torch.tensor([[1.01, -1.0], [-1.0, 1.01]])
     exact = MultivariateNormal(torch.zeros(2), S).log_prob(train).mean().item()
     without_latents = MultivariateNormal(torch.zeros(2), S.diag().diag()).log_prob(train).mean()
-    assert without_latents.item() + 0.2 < bound < exact + 0.05
+    # Measured -2.28 and -2.30 between -2.89 and -0.94: three hundred steps close a third of the
+    # gap, and say that latents are used; that bounds can be tight is proven on exact models above.
+    assert without_latents.item() + 0.4 < bound < exact + 0.05
 
 
 @pytest.mark.exact

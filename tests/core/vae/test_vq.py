@@ -136,18 +136,18 @@ def test_training_uses_the_codebook_and_samples_look_like_data(tmp_path):
     def batches(step, generator):
         return train[torch.randint(1000, (64,), generator=generator)], None
 
-    config = FitConfig(steps=250, learning_rate=4e-3, validate_every=0, ema=0.9)
+    config = FitConfig(steps=600, learning_rate=4e-3, validate_every=0, ema=0.9)
     fitted = fit(model, batches, config, folder=tmp_path, progress=None, device="cpu").model
     terms = fitted.loss(train, generator=keyed_generator(2)).terms
     assert terms["perplexity"][0] > 1.5
     drawn = fitted.sample((300,), sampler="mean", generator=keyed_generator(3))
     near = torch.cdist(drawn, modes).min(1).values
-    assert (near < 1.0).double().mean() > 0.75  # of halves put together at random, half are
+    assert (near < 1.0).double().mean() > 0.95  # of halves put together at random, half are
     share = (drawn[:, 0] > 0).double().mean()
     assert 0.35 < share < 0.65
     bound = fitted.log_prob(train).value.mean()
     independent = -6 * (math.log(2.0) + 1.42)  # a Gaussian for each element
-    assert bound > independent + 6
+    assert bound > independent + 12
 
 
 @pytest.mark.contract
