@@ -68,8 +68,11 @@ class Exposure(GenerativeModel):
         assert isinstance(context, dict)
         assert isinstance(generator, torch.Generator)
         labels = context["label"]
-        mixed: Mixed = self.mixer(x, labels, generator)
-        images = relight(mixed.images, self.augment, generator)
+        # a mixed-precision trainer hands over half precision, of which pixels have 256 levels
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            mixed: Mixed = self.mixer(x, labels, generator)
+            images = relight(mixed.images, self.augment, generator)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed_precision):
             seen = self.model(images)
         terms = self._terms(seen.logits, seen.d_out, mixed)

@@ -20,11 +20,11 @@ from apps.anomaly_driving.frames import Frames, read_frames
 from apps.anomaly_driving.model import AnomalyModel, ModelConfig, channels_last, load
 from apps.anomaly_driving.negatives.generators import (
     generator_tensors,
+    joint_generator,
     kept_generator,
     make_mixer,
     make_source,
 )
-from apps.anomaly_driving.negatives.sources import JointFlow
 from apps.anomaly_driving.segmenter import read_weights
 from core.cards import write_card
 from core.errors import AleatorError
@@ -87,8 +87,9 @@ def train(
         device=device,
         say=say,
     )
+    mixer = make_mixer(config.negatives, source, len(frames.classes), frames.void)
     exposure = Exposure(
-        *(model, make_mixer(config.negatives, source, frames), config.loss, config.augment),
+        *(model, mixer, config.loss, config.augment),
         class_weights=class_weights(frames, config.loss.class_power),
         bfloat16=config.fit.precision == "bf16-mixed",
     )
@@ -104,8 +105,7 @@ def train(
     trained = fitted.model
     assert isinstance(trained, Exposure)
     model = trained.model.eval()
-    if isinstance(trained.mixer.source, JointFlow):
-        generator = trained.mixer.source.flow
+    generator = joint_generator(trained.mixer.source) or generator
     scores = judged(model, validation or data / "val", config, say)
     card = make_card(model, frames, config, fitted.steps, fitted.seconds / 60, scores)
     saved = model.save(
