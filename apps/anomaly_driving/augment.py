@@ -40,6 +40,8 @@ class AugmentConfig:
         hue: most by which colours turn about the grey axis, in radians.
         grain: largest contrast of a random texture that whole pictures are multiplied by: a
             network that distrusts every strange texture distrusts every other town.
+        dress: strength at which every class of a picture gets a light and colours of its own:
+            a road of pale concrete, a dry lawn.
     """
 
     height: int = 192
@@ -52,13 +54,14 @@ class AugmentConfig:
     noise: float = 0.03
     hue: float = 0.0
     grain: float = 0.0
+    dress: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 32:
             raise AleatorError(f"crops of {self.width}x{self.height}: at least 32x32 is needed")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise AleatorError(f"augment.scale={self.scale}: expected 0 < least <= most")
-        for name in ("light", "noise", "hue", "grain"):
+        for name in ("light", "noise", "hue", "grain", "dress"):
             if not getattr(self, name) >= 0:
                 raise AleatorError(
                     f"augment.{name}={getattr(self, name)}: it must not be negative"
@@ -147,6 +150,36 @@ def relight(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         sigma = config.noise * rand((batch, 1, 1, 1), generator).square()
         images = images + (sigma * randn(images.shape, generator)).to(images)
     return images.clamp(0, 1)
+
+
+def dressed(
+    images: Tensor, labels: Tensor, classes: int, strength: float, generator: torch.Generator
+) -> Tensor:
+    """Pictures in which every class has another brightness, contrast and colour.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        labels: (B, H, W); ids from `classes` on (void) are left as they are.
+        classes: K.
+        strength: standard deviation of the logarithm of gains; half of it that of colours.
+        generator: of one dress for each class of each picture; half of the pictures have none.
+
+    Returns:
+        images of that shape, clamped; where classes meet, over some pixels from one to the other.
+    """
+    if not strength:
+        return images
+    batch, rows = len(images), torch.arange(len(images))[:, None, None]
+    plain = (rand((batch, 1, 1), generator) < 0.5).float()
+    drawn = strength * randn((batch, classes + 1, 5), generator) * (1 - plain)
+    drawn[:, classes] = 0
+    ids = labels.clamp(max=classes)
+    worn = drawn.to(images)[rows, ids].movedim(-1, 1)
+    worn = blurred(worn, 1.5)
+    light, contrast, colour = worn[:, :1], worn[:, 1:2], 0.5 * worn[:, 2:]
+    level = images.mean((2, 3), keepdim=True)
+    images = level + (images - level) * (0.5 * contrast).exp()
+    return (images * (light + colour).exp()).clamp(0, 1)
 
 
 def turned(images: Tensor, angles: Tensor) -> Tensor:
