@@ -16,7 +16,7 @@ from apps.anomaly_driving.augment import AugmentConfig, crops
 from apps.anomaly_driving.closed import frames_miou
 from apps.anomaly_driving.config import Config
 from apps.anomaly_driving.exposure import Exposure
-from apps.anomaly_driving.frames import Frames, read_frames
+from apps.anomaly_driving.frames import Frames, image_files, read_frames, training_files
 from apps.anomaly_driving.model import AnomalyModel, ModelConfig, channels_last, load
 from apps.anomaly_driving.negatives.generators import (
     generator_tensors,
@@ -26,6 +26,7 @@ from apps.anomaly_driving.negatives.generators import (
     make_source,
 )
 from apps.anomaly_driving.segmenter import read_weights
+from apps.anomaly_driving.shared import SEEN, digests, must_not_share
 from core.cards import write_card
 from core.errors import AleatorError
 from core.report import command_line, hardware
@@ -73,6 +74,9 @@ def train(
     if (output / "model.json").exists() and not overwrite:
         raise AleatorError(f"{output} holds a model; choose another folder or --overwrite")
     config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
+    judge = validation or data / "val"
+    if (judge / "images").is_dir():
+        must_not_share(image_files(judge / "images"), training_files(data), "are trained on")
     frames = training_frames(data, config, say)
     torch.manual_seed(seed)
     model = initial_model(frames, config, start, weights)
@@ -106,14 +110,14 @@ def train(
     assert isinstance(trained, Exposure)
     model = trained.model.eval()
     generator = joint_generator(trained.mixer.source) or generator
-    scores = judged(model, validation or data / "val", config, say)
+    scores = judged(model, judge, config, say)
     card = make_card(model, frames, config, fitted.steps, fitted.seconds / 60, scores)
     saved = model.save(
         output,
         card=card,
         data_fingerprint=frames.fingerprint(),
         more=generator_tensors(generator),
-        notes=config.to_dict(),
+        notes=config.to_dict() | {SEEN: digests(training_files(data))},
     )
     write_card(output / "card.md", card)
     shutil.copy(work / "metrics.jsonl", output / "metrics.jsonl")
