@@ -6,6 +6,7 @@ The commands are those of `COMMANDS`, in this order; the last one is this module
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from apps.anomaly_driving.model import APP, OWN, from_checkpoint
@@ -16,10 +17,11 @@ from core.checkpoint import load_checkpoint
 
 OUT = Path(__file__).parent / "camvid_model"
 COMMANDS = """python benchmarks/driving.py DATA --models MODELS --rows diffusion --train-only
-train="python -m pipelines.driving train DATA/camvid/train"
-$train -o MODELS/longer --start MODELS/diffusion_120_0 --config benchmarks/recipes/driving_longer.json
-$train -o MODELS/mixed --start MODELS/longer --config benchmarks/recipes/driving_bundled.json
-python -m apps.anomaly_driving.samples.make_model MODELS/mixed --data DATA --score {score}"""
+train="python -m pipelines.driving train DATA/camvid/train" recipes=benchmarks/recipes
+$train -o MODELS/longer --start MODELS/diffusion_120_0 --config $recipes/driving_longer.json
+$train -o MODELS/mixed --start MODELS/longer --config $recipes/driving_bundled.json
+python -m apps.anomaly_driving.samples.make_model MODELS/mixed --data DATA --score {score} \\
+    --scales {scales}"""
 DATA = (
     "CamVid (Brostow, Fauqueur, Cipolla 2009), 367 training frames of 480x360; research data "
     "without a redistribution licence, not bundled. The negatives are samples of a generator "
@@ -35,16 +37,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder with camvid/train")
     parser.add_argument("--score", default="energy", help="the default score of these weights")
+    parser.add_argument("--scales", default="1", help="comma-separated, see ModelConfig")
     options = parser.parse_args(arguments)
     found = load_checkpoint(options.model, app=APP)
     card = {**found.card, "data": DATA, "licence": "that of this project; see the data"}
-    card["command"] = COMMANDS.format(score=options.score)
+    card["command"] = COMMANDS.format(score=options.score, scales=options.scales)
     card["scores"] = [row for row in found.card.get("scores", []) if row]
     card["measured"] = "benchmarks/results/driving_bundled.md"
     card["steps"] = STEPS
     card["score"] = ",".join(parse(options.score))
     seen = digests(sorted((options.data / "camvid" / "train" / "images").iterdir()))
     model = from_checkpoint(found, str(options.model))
+    scales = tuple(float(scale) for scale in options.scales.split(","))
+    model.config = dataclasses.replace(model.config, scales=scales)
     model.save(
         OUT,
         card=card,
