@@ -20,7 +20,8 @@ COMMANDS = """python benchmarks/driving.py DATA --models MODELS --rows diffusion
 train="python -m pipelines.driving train DATA/camvid/train" recipes=benchmarks/recipes
 $train -o MODELS/longer --start MODELS/diffusion_120_0 --config $recipes/driving_longer.json
 $train -o MODELS/mixed --start MODELS/longer --config $recipes/driving_bundled.json
-python -m apps.anomaly_driving.samples.make_model MODELS/mixed --data DATA --score {score} \\
+python -m apps.anomaly_driving.average MODELS/mean MODELS/longer MODELS/mixed
+python -m apps.anomaly_driving.samples.make_model MODELS/mean --data DATA --score {score} \\
     --scales {scales}"""
 DATA = (
     "CamVid (Brostow, Fauqueur, Cipolla 2009), 367 training frames of 480x360; research data "
@@ -28,7 +29,10 @@ DATA = (
     "that was trained on the same frames, and textures of no data: no picture of a real object "
     "was used in training."
 )
-STEPS = "400 without negatives, 120 and 600 with diffusion samples, 400 with textures among them"
+STEPS = (
+    "400 without negatives, 120 and 600 with diffusion samples, 400 with textures among them; "
+    "the mean of the last two models"
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
