@@ -29,7 +29,7 @@ from core.report import Row, Table, report, write_results, write_text
 
 HERE = Path(__file__).parent
 SETS = (
-    *("static_val", "static_shift", "foreign_roads"),
+    *("static_val", "static_shift", "foreign_roads", "foreign_small"),
     *("road_anomaly21_val", "road_obstacle21_val", "fishyscapes_static_val"),
 )
 PLAIN = ("msp", "max_logit", "entropy", "energy", "energy@smooth")

@@ -1,4 +1,4 @@
-"""Two validation sets that are not the place trained on, and are none of the benchmarks.
+"""Three validation sets that are not the place trained on, and are none of the benchmarks.
 
     python benchmarks/driving_shift.py DATA OUT
 
@@ -9,13 +9,15 @@ the default score) is chosen on these and on `static_val`, so that the benchmark
   saturation, contrast and haze, then blur or lost resolution, noise and JPEG.
 - OUT/foreign_roads: photographs of Californian motorways with one to three real objects each,
   pasted as `synthesize` pastes. Everything that was not pasted counts as known.
+- OUT/foreign_small: the same with objects of 4 to 12 hundredths of the picture's height.
 
-Both are plain folders that `pipelines.driving benchmark` reads.
+All are plain folders that `pipelines.driving benchmark` reads.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from apps.anomaly_driving.negatives.sources import Piece, Source, read_piece
 from core.random import keyed_generator, rand, randn
 
 PLACING = PlacementConfig(known=0.0, near=0.5, anywhere=0.1, tone=0.5, recolour=0.0)
+SMALL = dataclasses.replace(PLACING, near=0.12, far=0.04, anywhere=0.0)
 VOID, WIDTH, DRAWS = 255, 960, 3
 """Ignored pixels; width of the foreign photographs; pictures made of each."""
 
@@ -49,13 +52,14 @@ class Cutouts(Source):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write both sets."""
+    """Write the sets."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("data", type=Path, help="folder with the data sets")
     parser.add_argument("out", type=Path, help="folder to write")
     options = parser.parse_args(arguments)
     write_shifted(options.data / "static_val", options.out / "static_shift")
-    write_foreign(options.data, options.out / "foreign_roads")
+    write_foreign(options.data, options.out / "foreign_roads", PLACING)
+    write_foreign(options.data, options.out / "foreign_small", SMALL)
 
 
 def write_shifted(source: Path, folder: Path) -> None:
@@ -66,11 +70,11 @@ def write_shifted(source: Path, folder: Path) -> None:
         write_pair(folder, sample.frame.key, image, sample.anomaly)
 
 
-def write_foreign(data: Path, folder: Path) -> None:
+def write_foreign(data: Path, folder: Path, placing: PlacementConfig) -> None:
     """Photographs of other roads with real objects pasted into them."""
     cutouts = data / "coco_cutouts"
     mixer = Mixer(
-        Cutouts(cutouts / "nc", cutouts / "free"), NegativesConfig(placement=PLACING), 1, VOID
+        Cutouts(cutouts / "nc", cutouts / "free"), NegativesConfig(placement=placing), 1, VOID
     )
     for number, path in enumerate(image_files(data / "road_mit")):
         image = resized(read_image(path).pixels, WIDTH)
