@@ -140,8 +140,8 @@ def _mixer(
         found = load_checkpoint(model, app=APP)
         trained = stored_negatives(found.config)
         placed = dataclasses.replace(trained, placement=negatives.placement)
-        source = stored_source(found, trained, seed)
-        return make_mixer(placed, source, len(config.classes), config.void)
+        stored = stored_source(found, trained, seed)
+        return make_mixer(placed, stored, len(config.classes), config.void)
     if frames is None and negatives.kind not in ("none", "paste", "textures"):
         raise AleatorError(
             f"a generator ({negatives.kind}) learns from labelled frames, and these have no "
