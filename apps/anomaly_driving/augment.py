@@ -6,6 +6,7 @@ that a pasted object and its surroundings are photographed by the same camera.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apps.anomaly_driving.frames import Frames
+from apps.anomaly_driving.textures import noise_field
 from core.errors import AleatorError
 from core.random import rand, randn
+
+GRAIN = 64
+"""Pixels after which a texture over a picture repeats."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class AugmentConfig:
             balance; 0 for none, 1 as web photographs differ from a dashboard camera.
         blur: probability that a batch is blurred.
         noise: largest standard deviation of added noise.
+        hue: most by which colours turn about the grey axis, in radians.
+        grain: largest contrast of a random texture that whole pictures are multiplied by: a
+            network that distrusts every strange texture distrusts every other town.
+        dress: strength at which every class of a picture gets a light and colours of its own:
+            a road of pale concrete, a dry lawn.
     """
 
     height: int = 192
@@ -42,12 +52,20 @@ class AugmentConfig:
     light: float = 0.7
     blur: float = 0.2
     noise: float = 0.03
+    hue: float = 0.0
+    grain: float = 0.0
+    dress: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 32:
             raise AleatorError(f"crops of {self.width}x{self.height}: at least 32x32 is needed")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise AleatorError(f"augment.scale={self.scale}: expected 0 < least <= most")
+        for name in ("light", "noise", "hue", "grain", "dress"):
+            if not getattr(self, name) >= 0:
+                raise AleatorError(
+                    f"augment.{name}={getattr(self, name)}: it must not be negative"
+                )
 
 
 def crops(
@@ -119,6 +137,12 @@ def relight(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         level = images.mean((1, 2, 3), keepdim=True)
         images = level + (images - level) * (0.45 * draw[:, 2:3]).exp()
         images = images + 0.15 * draw[:, 3:4]
+    if config.hue:
+        turn = config.hue * (2 * rand((batch,), generator) - 1)
+        images = turned(images, turn.to(images))
+    if config.grain:
+        contrast = config.grain * rand((batch, 1, 1, 1), generator)
+        images = images * (1 + contrast.to(images) * grains(images, generator))
     chance, width = rand((2,), generator).tolist()
     if chance < config.blur:
         images = blurred(images, 0.4 + width)
@@ -126,6 +150,56 @@ def relight(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         sigma = config.noise * rand((batch, 1, 1, 1), generator).square()
         images = images + (sigma * randn(images.shape, generator)).to(images)
     return images.clamp(0, 1)
+
+
+def dressed(
+    images: Tensor, labels: Tensor, classes: int, strength: float, generator: torch.Generator
+) -> Tensor:
+    """Pictures in which every class has another brightness, contrast and colour.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        labels: (B, H, W); ids from `classes` on (void) are left as they are.
+        classes: K.
+        strength: standard deviation of the logarithm of gains; half of it that of colours.
+        generator: of one dress for each class of each picture; half of the pictures have none.
+
+    Returns:
+        images of that shape, clamped; where classes meet, over some pixels from one to the other.
+    """
+    if not strength:
+        return images
+    batch, rows = len(images), torch.arange(len(images))[:, None, None]
+    plain = (rand((batch, 1, 1), generator) < 0.5).float()
+    drawn = strength * randn((batch, classes + 1, 5), generator) * (1 - plain)
+    drawn[:, classes] = 0
+    ids = labels.clamp(max=classes)
+    worn = drawn.to(images)[rows, ids].movedim(-1, 1)
+    worn = blurred(worn, 1.5)
+    light, contrast, colour = worn[:, :1], worn[:, 1:2], 0.5 * worn[:, 2:]
+    level = images.mean((2, 3), keepdim=True)
+    images = level + (images - level) * (0.5 * contrast).exp()
+    return (images * (light + colour).exp()).clamp(0, 1)
+
+
+def turned(images: Tensor, angles: Tensor) -> Tensor:
+    """Colours (B, 3, H, W) turned about the grey axis by angles (B,) in radians (Rodrigues)."""
+    grey = torch.full((3, 3), 1 / 3).to(images)
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]).to(images) / math.sqrt(3)
+    cosine, sine = (part[:, None, None] for part in (angles.cos(), angles.sin()))
+    turns = cosine * torch.eye(3).to(images) + sine * cross + (1 - cosine) * grey
+    return (turns[..., None, None] * images[:, None]).sum(2)
+
+
+def grains(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A grey random texture of unit deviation for each of (B, 3, H, W): (B, 1, H, W)."""
+    drawn = [
+        noise_field(1, GRAIN, 0.3 + 1.3 * rand((1,), generator).item(), generator)
+        for _ in range(len(images))
+    ]
+    field = torch.stack(drawn).to(images)
+    rows, columns = (1 + (n - 1) // GRAIN for n in images.shape[2:])
+    return field.repeat(1, 1, rows, columns)[..., : images.shape[2], : images.shape[3]]
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:

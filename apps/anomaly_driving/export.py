@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from apps.anomaly_driving.external import METADATA
 from apps.anomaly_driving.model import Outputs
 from apps.anomaly_driving.network import SMALLEST, Network
-from apps.anomaly_driving.scores import DEFAULT, SEGMENTS, available, parse, resolve
+from apps.anomaly_driving.scores import AFTER, DEFAULT, available, parse, resolve
 from core.errors import AleatorError
 from core.random import keyed_generator, rand
 from core.report import replacing
@@ -71,8 +71,9 @@ def export_onnx(
         raise AleatorError("only models of ours are exported; this one comes from a file already")
     height, width = _size(size)
     chosen = parse(names) if names else available(DEFAULT, head=network.has_head, fits={})
-    if any(name.endswith(SEGMENTS) for name in chosen):
-        raise AleatorError(f"{SEGMENTS} is done after the network and cannot be exported")
+    for suffix in AFTER:
+        if any(name.endswith(suffix) for name in chosen):
+            raise AleatorError(f"{suffix} is done after the network and cannot be exported")
     module = _Exported(network.model, [resolve(name, {}) for name in chosen]).cpu().eval()
     example = rand((2, 3, height, width), keyed_generator(0, 0))  # a batch of one would be fixed
     outputs = ["logits", *chosen]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apps.anomaly_driving.augment import AugmentConfig, relight
+from apps.anomaly_driving.augment import AugmentConfig, dressed, relight
 from apps.anomaly_driving.losses import (
     LossConfig,
     known_cross_entropy,
@@ -68,8 +68,13 @@ class Exposure(GenerativeModel):
         assert isinstance(context, dict)
         assert isinstance(generator, torch.Generator)
         labels = context["label"]
-        mixed: Mixed = self.mixer(x, labels, generator)
-        images = relight(mixed.images, self.augment, generator)
+        # a mixed-precision trainer hands over half precision, of which pixels have 256 levels
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            known = len(self.model.classes)
+            x = dressed(x, labels, known, self.augment.dress, generator)
+            mixed: Mixed = self.mixer(x, labels, generator)
+            images = relight(mixed.images, self.augment, generator)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed_precision):
             seen = self.model(images)
         terms = self._terms(seen.logits, seen.d_out, mixed)

@@ -108,9 +108,7 @@ def read_frames(
         AleatorError: an empty folder, a file that is no image or cut short, an image without
             labels, another size of image and labels, or of two frames, or an unknown id.
     """
-    folder = Path(folder)
-    root = folder / "train" if (folder / "train" / "images").is_dir() else folder
-    pairs = _pairs(root)
+    pairs = _pairs(_root(Path(folder)))
     with ThreadPoolExecutor(max_workers=4) as pool:
         read = list(pool.map(lambda pair: _read(pair, len(classes), void, height), pairs))
     first = read[0][0].shape
@@ -159,6 +157,16 @@ def image_files(folder: Path) -> list[Path]:
             raise AleatorError(f"{path} and {seen[path.stem].name}: two files of one name")
         seen[path.stem] = path
     return found
+
+
+def training_files(folder: Path) -> list[Path]:
+    """The images that `read_frames` reads of a folder; none if there are none."""
+    images = _root(folder) / "images"
+    return image_files(images) if images.is_dir() else []
+
+
+def _root(folder: Path) -> Path:
+    return folder / "train" if (folder / "train" / "images").is_dir() else folder
 
 
 def _pairs(root: Path) -> list[tuple[Path, Path]]:

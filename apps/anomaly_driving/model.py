@@ -8,7 +8,7 @@ ln p(d_out | x) - ln p̂(x) of Grcić et al. (2022), arXiv:2207.02606, and other
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class ModelConfig:
         mean: of RGB in [0, 1], subtracted.
         std: what divides it then.
         longer_side: pixels of the images that it was trained on: what `score` resizes to.
+        scales: of it at which the network looks when it scores; its logits are averaged. Two
+            scales rarely err alike, and cost what they have pixels.
     """
 
     classes: tuple[str, ...] = CAMVID
@@ -55,12 +57,15 @@ class ModelConfig:
     mean: tuple[float, float, float] = (0.41, 0.42, 0.43)
     std: tuple[float, float, float] = (0.29, 0.30, 0.30)
     longer_side: int = 480
+    scales: tuple[float, ...] = (1.0,)
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
             raise AleatorError(f"{len(self.classes)} classes: at least two are needed")
+        if not self.scales or not all(0.25 <= scale <= 2 for scale in self.scales):
+            raise AleatorError(f"scales {self.scales}: some between 0.25 and 2 are needed")
         if 0 <= self.void < len(self.classes):
             raise AleatorError(f"void id {self.void} is also the id of {self.classes[self.void]}")
 
@@ -128,6 +133,11 @@ class AnomalyModel(nn.Module):
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise AleatorError(f"images of shape {tuple(images.shape)}; (B, 3, H, W) is needed")
+        if self.training or self.config.scales == (1.0,):
+            return self._at_one_scale(images)
+        return mean_outputs([self._at_one_scale(x) for x in rescaled(images, self.config.scales)])
+
+    def _at_one_scale(self, images: Tensor) -> Outputs:
         height, width = images.shape[2:]
         x = (images - self.mean) / self.std
         bottom, right = -height % STRIDE, -width % STRIDE
@@ -187,6 +197,31 @@ def _features(decoded: Tensor, x: Tensor, height: int, width: int) -> Tensor:
     if stride < FEATURE_STRIDE:
         decoded, stride = F.avg_pool2d(decoded, FEATURE_STRIDE // stride), FEATURE_STRIDE
     return decoded[..., : -(-height // stride), : -(-width // stride)].float()
+
+
+def rescaled(images: Tensor, scales: Sequence[float]) -> list[Tensor]:
+    """Images (B, 3, H, W) at each scale, bilinear."""
+    height, width = images.shape[2:]
+    sizes = [(round(height * scale), round(width * scale)) for scale in scales]
+    return [
+        images if size == (height, width) else F.interpolate(images, size, mode="bilinear")
+        for size in sizes
+    ]
+
+
+def mean_outputs(found: Sequence[Outputs]) -> Outputs:
+    """The mean of logits at the size of the first, whose features they are."""
+    size = found[0].logits.shape[2:]
+
+    def mean(values: list[Tensor]) -> Tensor:
+        at_size = [
+            v if v.shape[2:] == size else F.interpolate(v, size, mode="bilinear") for v in values
+        ]
+        return torch.stack(at_size).mean(0)
+
+    heads = [seen.d_out[:, None] for seen in found if seen.d_out is not None]
+    d_out = mean(heads)[:, 0] if heads else None
+    return Outputs(mean([seen.logits for seen in found]), d_out, found[0].features)
 
 
 def _halved(value: Tensor) -> Tensor:

@@ -17,7 +17,14 @@ from apps.anomaly_driving.data import to_tensor
 from apps.anomaly_driving.files import as_float16
 from apps.anomaly_driving.model import Outputs
 from apps.anomaly_driving.reconstruction import Reconstruction
-from apps.anomaly_driving.scores import SEGMENTS, Fitted, predicted_classes, resolve
+from apps.anomaly_driving.scores import (
+    SEGMENTS,
+    SMOOTH,
+    Fitted,
+    predicted_classes,
+    resolve,
+    smoothed,
+)
 from apps.anomaly_driving.segments import segment_means, segments
 from apps.anomaly_driving.tiles import Tiling, tiled_outputs
 from core.errors import AleatorError
@@ -152,6 +159,8 @@ class Scorer:
                     raw = function(outputs)
                 if name.endswith(SEGMENTS):
                     raw = self._by_segment(raw, image)
+                if name.endswith(SMOOTH):
+                    raw = smoothed(raw)
                 value = to_size(raw[:, None], size)[0, 0].cpu().numpy()
                 scores[name] = as_float16(value, f"{where}: {name}")
                 seconds[name] = time.perf_counter() - began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from apps.anomaly_driving.plots import precision_recall
 from apps.anomaly_driving.score import Writing, score_images
 from apps.anomaly_driving.scores import DEFAULT, available, parse
 from apps.anomaly_driving.segment_metrics import TRACKS, Sizes
+from apps.anomaly_driving.shared import must_not_share, trained_on
 from apps.anomaly_driving.sources import FromFiles, FromNetwork, Source
 from apps.anomaly_driving.tables import difference_table, score_table, threshold_table
 from apps.anomaly_driving.using import (
@@ -163,12 +165,14 @@ def benchmark(
     else:
         network = using.open(say)
         fits = fits_of(using, network, wanted)
-        chosen = wanted or available(
-            [*DEFAULT, *(n for n in fits if n not in DEFAULT)], head=network.has_head, fits=fits
-        )
+        usual = dict.fromkeys([*default_scores(network), *DEFAULT, *fits])
+        chosen = wanted or available(list(usual), head=network.has_head, fits=fits)
         must_have_head(network, chosen)
         scores = FromNetwork(Scorer(network, chosen, fits))
-        frozen = _frozen(using, network, scores, judging, picking, say)
+        files = [frame.image for frame in data.frames]
+        if seen := trained_on(using.folder, files):
+            say(f"warning: {len(seen)} of {len(files)} frames were trained on, e.g. {seen[0]}")
+        frozen = _frozen(using, network, scores, judging, picking, files, say)
     if judging.against is not None and judging.against not in scores.names:
         raise AleatorError(
             f"--against {judging.against}: not among the scores ({', '.join(scores.names)})"
@@ -294,6 +298,7 @@ def _frozen(
     scores: FromNetwork,
     judging: Judging,
     picking: Picking,
+    judged: Sequence[Path],
     say: Say,
 ) -> dict[str, float]:
     """Thresholds chosen on other frames: best F1 on --validation, or the model's own."""
@@ -301,6 +306,7 @@ def _frozen(
         return {name: t.value for name, t in thresholds_of(using, network, say).items()}
     counts = {name: Calibration(name) for name in scores.names}
     data = Picking(hold_out=picking.hold_out).open(judging.validation, say).labelled()
+    must_not_share(judged, [frame.image for frame in data.frames], "thresholds are frozen on")
     for sample in data.samples(say=say):
         assert sample.anomaly is not None
         scored = scores(sample)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apps.anomaly_driving.augment import blurred
 from apps.anomaly_driving.model import Outputs
 from apps.anomaly_driving.segmenter import nearest
 from core.errors import AleatorError
@@ -34,7 +35,11 @@ from core.errors import AleatorError
 DEFAULT = ("msp", "max_logit", "entropy", "energy", "jsd", "d_out", "hybrid")
 """Judged by `benchmark` if nothing else is asked for, as far as the model has what they need."""
 
-SEGMENTS = "@segments"
+SEGMENTS, SMOOTH = "@segments", "@smooth"
+AFTER = (SEGMENTS, SMOOTH)
+"""What can be done with a score after the network: "energy@smooth"."""
+SMOOTHING = 1 / 120
+"""Standard deviation of the Gaussian of `@smooth`, as a share of the input's longer side."""
 
 
 class Fitted(Protocol):
@@ -151,7 +156,9 @@ def parse(names: str | Sequence[str]) -> tuple[str, ...]:
         if not entry:
             continue
         if "@" in bare(entry):
-            raise AleatorError(f"score {entry}: what follows the name can only be {SEGMENTS}")
+            raise AleatorError(
+                f"score {entry}: what follows the name can only be {' or '.join(AFTER)}"
+            )
         for part in parts(entry):
             nearest("score", part, SCORES)
             if SCORES[part].image and "+" in entry:
@@ -169,8 +176,10 @@ def parts(name: str) -> list[str]:
 
 
 def bare(name: str) -> str:
-    """The name without "@segments"."""
-    return name.removesuffix(SEGMENTS)
+    """The name without what is done after the network, e.g. "@segments"."""
+    for suffix in AFTER:
+        name = name.removesuffix(suffix)
+    return name
 
 
 def is_fitted(name: str) -> bool:
@@ -213,6 +222,11 @@ def available(names: Sequence[str], *, head: bool, fits: Mapping[str, Fitted]) -
 def predicted_classes(outputs: Outputs) -> Tensor:
     """Most likely known class of each pixel, (B, H, W)."""
     return outputs.logits.argmax(1)
+
+
+def smoothed(score: Tensor) -> Tensor:
+    """A score (B, H, W) blurred: an object is a surface, what is uncertain at a border a line."""
+    return blurred(score[:, None], SMOOTHING * max(score.shape[1:]))[:, 0]
 
 
 def enlarged(score: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -23,7 +23,7 @@ from apps.anomaly_driving.files import read_image, write_image
 from apps.anomaly_driving.frames import Bytes, Frames, image_files, read_frames
 from apps.anomaly_driving.model import APP
 from apps.anomaly_driving.negatives.config import NegativesConfig
-from apps.anomaly_driving.negatives.generators import make_source, stored_source
+from apps.anomaly_driving.negatives.generators import make_mixer, make_source, stored_source
 from apps.anomaly_driving.negatives.mixer import Mixed, Mixer
 from core.checkpoint import load_checkpoint
 from core.errors import AleatorError
@@ -140,8 +140,9 @@ def _mixer(
         found = load_checkpoint(model, app=APP)
         trained = stored_negatives(found.config)
         placed = dataclasses.replace(trained, placement=negatives.placement)
-        return Mixer(stored_source(found, trained, seed), placed, len(config.classes), config.void)
-    if frames is None and negatives.kind not in ("none", "paste"):
+        stored = stored_source(found, trained, seed)
+        return make_mixer(placed, stored, len(config.classes), config.void)
+    if frames is None and negatives.kind not in ("none", "paste", "textures"):
         raise AleatorError(
             f"a generator ({negatives.kind}) learns from labelled frames, and these have no "
             "labels/; give a trained one with --model"
@@ -150,7 +151,7 @@ def _mixer(
     source, _ = make_source(
         negatives, frames or _nothing(config), work, seed=seed, device=device, say=say
     )
-    return Mixer(source, negatives, len(config.classes), config.void)
+    return make_mixer(negatives, source, len(config.classes), config.void)
 
 
 def _nothing(config: Config) -> Frames:

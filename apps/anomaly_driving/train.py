@@ -16,16 +16,17 @@ from apps.anomaly_driving.augment import AugmentConfig, crops
 from apps.anomaly_driving.closed import frames_miou
 from apps.anomaly_driving.config import Config
 from apps.anomaly_driving.exposure import Exposure
-from apps.anomaly_driving.frames import Frames, read_frames
+from apps.anomaly_driving.frames import Frames, image_files, read_frames, training_files
 from apps.anomaly_driving.model import AnomalyModel, ModelConfig, channels_last, load
 from apps.anomaly_driving.negatives.generators import (
     generator_tensors,
+    joint_generator,
     kept_generator,
     make_mixer,
     make_source,
 )
-from apps.anomaly_driving.negatives.sources import JointFlow
 from apps.anomaly_driving.segmenter import read_weights
+from apps.anomaly_driving.shared import SEEN, digests, must_not_share
 from core.cards import write_card
 from core.errors import AleatorError
 from core.report import command_line, hardware
@@ -73,6 +74,9 @@ def train(
     if (output / "model.json").exists() and not overwrite:
         raise AleatorError(f"{output} holds a model; choose another folder or --overwrite")
     config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
+    judge = validation or data / "val"
+    if (judge / "images").is_dir():
+        must_not_share(image_files(judge / "images"), training_files(data), "are trained on")
     frames = training_frames(data, config, say)
     torch.manual_seed(seed)
     model = initial_model(frames, config, start, weights)
@@ -87,8 +91,9 @@ def train(
         device=device,
         say=say,
     )
+    mixer = make_mixer(config.negatives, source, len(frames.classes), frames.void)
     exposure = Exposure(
-        *(model, make_mixer(config.negatives, source, frames), config.loss, config.augment),
+        *(model, mixer, config.loss, config.augment),
         class_weights=class_weights(frames, config.loss.class_power),
         bfloat16=config.fit.precision == "bf16-mixed",
     )
@@ -104,16 +109,15 @@ def train(
     trained = fitted.model
     assert isinstance(trained, Exposure)
     model = trained.model.eval()
-    if isinstance(trained.mixer.source, JointFlow):
-        generator = trained.mixer.source.flow
-    scores = judged(model, validation or data / "val", config, say)
+    generator = joint_generator(trained.mixer.source) or generator
+    scores = judged(model, judge, config, say)
     card = make_card(model, frames, config, fitted.steps, fitted.seconds / 60, scores)
     saved = model.save(
         output,
         card=card,
         data_fingerprint=frames.fingerprint(),
         more=generator_tensors(generator),
-        notes=config.to_dict(),
+        notes=config.to_dict() | {SEEN: digests(training_files(data))},
     )
     write_card(output / "card.md", card)
     shutil.copy(work / "metrics.jsonl", output / "metrics.jsonl")

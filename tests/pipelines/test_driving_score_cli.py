@@ -148,10 +148,18 @@ def test_thresholds_frozen_on_validation_and_closed_miou(model, folder, tmp_path
     shutil.copy(folder / "images/0.png", closed / "images/0.png")
     label = np.repeat(np.array([0, 3, 8, 11], np.uint8), 24)
     cv2.imwrite(str(closed / "labels/0.png"), np.tile(label, (64, 1)))
+    other = tmp_path / "other"  # the same pixels in other files: what is judged is refused
+    shutil.copytree(folder, other)
+    for path in (other / "images").iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path)), [cv2.IMWRITE_PNG_COMPRESSION, 0])
     report = tmp_path / "report"
+    judge = ("benchmark", folder, "-o", report, "--model", model, "--scores", "energy")
+    assert "thresholds are frozen on; judge on others" in assert_refused(
+        *judge, "--validation", folder
+    )
     said = invoke(
-        *("benchmark", folder, "-o", report, "--model", model, "--scores", "energy"),
-        *("--validation", folder, "--closed", closed, "--track", "obstacle", "--draws", 0),
+        *judge,
+        *("--validation", other, "--closed", closed, "--track", "obstacle", "--draws", 0),
     )
     assert said.exit_code == 0, said.output
     (row,) = json.loads((report / "results.json").read_text())["rows"]

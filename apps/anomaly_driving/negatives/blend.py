@@ -7,9 +7,14 @@ poisson   Δx̃ = Δp inside α > 1/2, x̃ = x outside (Pérez, Gangnet, Blake 2
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from apps.anomaly_driving.augment import blurred
+from core.random import rand
 
 
 def tone_matched(patch: Tensor, alpha: Tensor, background: Tensor, strength: Tensor) -> Tensor:
@@ -31,6 +36,27 @@ def tone_matched(patch: Tensor, alpha: Tensor, background: Tensor, strength: Ten
     beyond_spread = background.std((1, 2), correction=0, keepdim=True).add(0.03)
     contrast = (beyond_spread / spread).clamp(0.4, 2.5) ** (strength / 2)
     return (patch - mean) * contrast + mean + strength * (beyond - mean)
+
+
+def shaded(pixels: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """A ramp of light across (3, h, w), in a random direction, up to 1 ± strength."""
+    if not strength:
+        return pixels
+    contrast, turn = (2 * rand((2,), generator) - 1).tolist()
+    height, width = pixels.shape[1:]
+    down = torch.linspace(-1, 1, height)[:, None] * math.sin(math.pi * turn)
+    across = torch.linspace(-1, 1, width)[None] * math.cos(math.pi * turn)
+    return pixels * (1 + strength * contrast * (down + across)).to(pixels).clamp_min(0)
+
+
+def softened(pixels: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Half of the time (3, h, w) as it is, else blurred by up to `most` pixels."""
+    if not most:
+        return pixels
+    width, sharp = rand((2,), generator).tolist()
+    if sharp < 0.5 or min(pixels.shape[1:]) < 4:
+        return pixels
+    return blurred(pixels[None], most * width)[0]
 
 
 def feather(background: Tensor, patch: Tensor, alpha: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from typing import Any
 from core.errors import AleatorError
 from core.training import FitConfig
 
-KINDS = ("none", "paste", "vae", "flow", "diffusion", "flow_matching")
+KINDS = ("none", "paste", "textures", "vae", "flow", "diffusion", "flow_matching")
+WITHOUT_TRAINING = ("textures",)
+"""Kinds that can be mixed into another one."""
 BLENDS = ("feather", "poisson")
 
 
@@ -31,6 +33,10 @@ class PlacementConfig:
         feather: widest border that fades, in pixels.
         tone: most of the way from an object's own mean and contrast to its surroundings'.
         recolour: strength of a random change of an unknown object's colours.
+        known_recolour: likewise of a pasted known part, so that odd colours alone are no sign.
+        soften: largest blur of what is pasted, known or unknown, in pixels; half of it stays
+            sharp. The grain of a generator is then no sign either.
+        shade: largest contrast of a ramp of light across what is pasted, known or unknown.
         blend: "feather", or "poisson" (gradients instead of values; not for the joint flow).
     """
 
@@ -44,6 +50,9 @@ class PlacementConfig:
     feather: float = 2.0
     tone: float = 0.8
     recolour: float = 0.6
+    known_recolour: float = 0.0
+    soften: float = 0.0
+    shade: float = 0.0
     blend: str = "feather"
 
     def __post_init__(self) -> None:
@@ -53,6 +62,11 @@ class PlacementConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise AleatorError(
                     f"negatives.placement.{name}={getattr(self, name)}: expected 0 to 1"
+                )
+        for name in ("recolour", "known_recolour", "soften", "shade"):
+            if not getattr(self, name) >= 0:
+                raise AleatorError(
+                    f"negatives.placement.{name}={getattr(self, name)}: it must not be negative"
                 )
         if self.blend not in BLENDS:
             raise AleatorError(f"unknown blend {self.blend!r}; known: {', '.join(BLENDS)}")
@@ -69,6 +83,8 @@ class NegativesConfig:
             (trained on patches of the known first, then drawn from); flow (trained on them
             first, then jointly with the segmenter).
         folder: of PNG cut-outs with transparency, or of textures; needed by "paste".
+        also: kinds without a training that are mixed in: textures.
+        also_share: share of the objects that come from them.
         patch: pixels a side of generated patches.
         bank: patches drawn from a generator that is trained first.
         joint_weight: of the flow's negative log-likelihood per dimension in the joint loss.
@@ -80,6 +96,8 @@ class NegativesConfig:
 
     kind: str = "none"
     folder: str | None = None
+    also: tuple[str, ...] = ()
+    also_share: float = 0.5
     patch: int = 32
     bank: int = 512
     joint_weight: float = 0.1
@@ -100,6 +118,15 @@ class NegativesConfig:
                 "negatives of kind paste need a folder of cut-outs or textures: "
                 "--set negatives.folder=FOLDER"
             )
+        if unknown := sorted(set(self.also) - set(WITHOUT_TRAINING)):
+            raise AleatorError(
+                f"negatives.also={unknown[0]!r}: what can be mixed in is "
+                f"{', '.join(WITHOUT_TRAINING)}"
+            )
+        if self.also and self.kind == "none":
+            raise AleatorError('negatives.also needs a kind to be mixed into; say kind="textures"')
+        if not 0 <= self.also_share <= 1:
+            raise AleatorError(f"negatives.also_share={self.also_share}: expected 0 to 1")
         if self.patch < 8 or self.patch % 8:
             raise AleatorError(f"negatives.patch={self.patch}: a multiple of 8 is needed")
         if self.kind == "flow" and self.placement.blend == "poisson":

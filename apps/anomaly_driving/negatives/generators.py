@@ -20,9 +20,11 @@ from apps.anomaly_driving.model import APP
 from apps.anomaly_driving.negatives.config import NegativesConfig
 from apps.anomaly_driving.negatives.mixer import Mixer
 from apps.anomaly_driving.negatives.sources import (
+    Blend,
     JointFlow,
     Pictures,
     Source,
+    Textures,
     cut_patches,
     fill_bank,
     scaled,
@@ -89,6 +91,8 @@ def make_source(
         return None, None
     if config.kind == "paste":
         return Pictures(Path(config.folder or "")), None
+    if config.kind == "textures":
+        return Textures(), None
     torch.manual_seed(seed)
     model = build(generator_config(config))
     count = sum(p.numel() for p in model.parameters())
@@ -133,9 +137,18 @@ def patch_batches(frames: Frames, config: NegativesConfig) -> Batches:
     return batches
 
 
-def make_mixer(config: NegativesConfig, source: Source | None, frames: Frames) -> Mixer:
-    """What pastes the source's pieces into pictures of these classes."""
-    return Mixer(source, config, len(frames.classes), frames.void)
+def make_mixer(config: NegativesConfig, source: Source | None, classes: int, void: int) -> Mixer:
+    """What pastes the source's pieces, and those mixed in, into pictures of these classes."""
+    if config.also and source is not None:
+        source = Blend(source, Textures(), config.also_share)
+    return Mixer(source, config, classes, void)
+
+
+def joint_generator(source: Source | None) -> GenerativeModel | None:
+    """The generator that was trained with the segmenter; None if it was trained before."""
+    if isinstance(source, Blend):
+        return joint_generator(source.first)
+    return source.flow if isinstance(source, JointFlow) else None
 
 
 def generator_tensors(model: GenerativeModel | None) -> dict[str, Tensor]:
@@ -151,7 +164,7 @@ def kept_generator(
     """The generator of a trained model, if it is what a config asks for; else None."""
     found = load_checkpoint(folder, app=APP)
     notes = found.config.get("notes", {}).get("negatives", {})
-    if config.kind in ("none", "paste") or notes.get("kind") != config.kind:
+    if config.kind in ("none", "paste", "textures") or notes.get("kind") != config.kind:
         return None
     trained = parse_settings(NegativesConfig, notes)
     if generator_config(trained) != generator_config(config):
@@ -168,6 +181,8 @@ def stored_source(found: Checkpoint, config: NegativesConfig, seed: int) -> Sour
     """
     if config.kind == "paste":
         return Pictures(Path(config.folder or ""))
+    if config.kind == "textures":
+        return Textures()
     return _source_of(_stored(found, config), config, seed)
 
 

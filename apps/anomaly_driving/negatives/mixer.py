@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apps.anomaly_driving.negatives.blend import feather, poisson, tone_matched
+from apps.anomaly_driving.negatives.blend import (
+    feather,
+    poisson,
+    shaded,
+    softened,
+    tone_matched,
+)
 from apps.anomaly_driving.negatives.config import NegativesConfig, PlacementConfig
 from apps.anomaly_driving.negatives.shapes import border_of, feathered, outline
 from apps.anomaly_driving.negatives.sources import Piece, Source
@@ -169,9 +175,11 @@ class Mixer(nn.Module):
             else:
                 other = int(torch.randint(len(images), (1,), generator=generator))
                 part = part_like(place, shape, generator)
-                box, alpha = self._blend(
-                    canvas, Piece(images[(other, slice(None), *part)]), place, generator
-                )
+                pixels = images[(other, slice(None), *part)]
+                if self.config.placement.known_recolour:
+                    strength = self.config.placement.known_recolour
+                    pixels = recoloured(pixels, strength, generator)
+                box, alpha = self._blend(canvas, Piece(pixels), place, generator)
                 ids = resized_ids(labels[(other, *part)], place, self.void)
                 ids = ids[_visible(place, border_of(place.feather), shape)]
                 canvas.mark(box, alpha, ids, self.void)
@@ -183,6 +191,7 @@ class Mixer(nn.Module):
         config, shape = self.config.placement, canvas.labels.shape
         margin, size = border_of(place.feather), (place.height, place.width)
         pixels = F.interpolate(piece.pixels[None], size, mode="bilinear", antialias=True)[0]
+        pixels = softened(shaded(pixels, config.shade, generator), config.soften, generator)
         if piece.opacity is None:
             inside = outline(*size, generator)
         else:

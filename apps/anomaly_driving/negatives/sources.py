@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from apps.anomaly_driving.files import read_image
 from apps.anomaly_driving.frames import image_files
+from apps.anomaly_driving.textures import dead_leaves, noise_texture
 from core.errors import AleatorError
 from core.flows.base import Flow
 from core.model import GenerativeModel
 from core.random import keyed_generator, rand, randn
 from core.vae.base import LatentModel
 
+TEXTURE = 64
+"""Pixels a side of a noise texture before it is placed."""
 LARGEST = 256
 """Pixels of the longer side of cut-outs and textures in memory."""
 
@@ -112,6 +115,42 @@ class Bank(Source):
     def draw(self, count: int, generator: torch.Generator) -> list[Piece]:  # noqa: D102
         chosen = torch.randint(len(self.patches), (count,), generator=generator)
         return [Piece(self.patches[i]) for i in chosen.tolist()]
+
+
+class Textures(Source):
+    """Noise and dead leaves, colourful or nearly grey, never the same twice; see `textures`."""
+
+    def draw(self, count: int, generator: torch.Generator) -> list[Piece]:  # noqa: D102
+        return [Piece(self._texture(generator)) for _ in range(count)]
+
+    def _texture(self, generator: torch.Generator) -> Tensor:
+        leaves, colourful = rand((2,), generator).tolist()
+        if leaves < 0.5:
+            drawn = dead_leaves(TEXTURE, generator)
+        else:
+            drawn = noise_texture(TEXTURE, generator, steepest=2.5)
+        grey = drawn.mean(0, keepdim=True)
+        return grey + colourful * (drawn - grey)
+
+
+class Blend(Source):
+    """Objects of two sources, so that the hand of neither is what is learnt."""
+
+    def __init__(self, first: Source, second: Source, share: float) -> None:
+        """`share` is that of the second."""
+        super().__init__()
+        self.first, self.second, self.share = first, second, share
+
+    def draw(self, count: int, generator: torch.Generator) -> list[Piece]:  # noqa: D102
+        other = (rand((count,), generator) < self.share).tolist()
+        pieces = iter(self.first.draw(count - sum(other), generator))
+        others = iter(self.second.draw(sum(other), generator))
+        return [next(others) if is_other else next(pieces) for is_other in other]
+
+    def likelihood_loss(  # noqa: D102
+        self, images: Tensor, generator: torch.Generator
+    ) -> Tensor | None:
+        return self.first.likelihood_loss(images, generator)
 
 
 class JointFlow(Source):

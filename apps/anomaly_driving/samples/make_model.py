@@ -1,47 +1,69 @@
 """How `camvid_model/` was made: a trained model in half precision, with its card.
 
-python benchmarks/driving.py DATA --models MODELS --rows diffusion --train-only
-python -m apps.anomaly_driving.samples.make_model MODELS/diffusion_120_0
+The commands are those of `COMMANDS`, in this order; the last one is this module.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import dataclasses
 from pathlib import Path
 
 from apps.anomaly_driving.model import APP, OWN, from_checkpoint
+from apps.anomaly_driving.scores import parse
+from apps.anomaly_driving.shared import SEEN, digests
 from core.cards import write_card
 from core.checkpoint import load_checkpoint
 
 OUT = Path(__file__).parent / "camvid_model"
 COMMANDS = """python benchmarks/driving.py DATA --models MODELS --rows diffusion --train-only
-python -m apps.anomaly_driving.samples.make_model MODELS/diffusion_120_0"""
+train="python -m pipelines.driving train DATA/camvid/train" recipes=benchmarks/recipes
+$train -o MODELS/longer --start MODELS/diffusion_120_0 --config $recipes/driving_longer.json
+$train -o MODELS/mixed --start MODELS/longer --config $recipes/driving_bundled.json
+python -m apps.anomaly_driving.average MODELS/mean MODELS/longer MODELS/mixed
+python -m apps.anomaly_driving.samples.make_model MODELS/mean --data DATA --score {score} \\
+    --scales {scales}"""
 DATA = (
     "CamVid (Brostow, Fauqueur, Cipolla 2009), 367 training frames of 480x360; research data "
     "without a redistribution licence, not bundled. The negatives are samples of a generator "
-    "that was trained on the same frames: no picture of a real object was used."
+    "that was trained on the same frames, and textures of no data: no picture of a real object "
+    "was used in training."
+)
+STEPS = (
+    "400 without negatives, 120 and 600 with diffusion samples, 400 with textures among them; "
+    "the mean of the last two models"
 )
 
 
-def main(folder: Path) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Write the bundled model."""
-    found = load_checkpoint(folder, app=APP)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="folder with camvid/train")
+    parser.add_argument("--score", default="energy", help="the default score of these weights")
+    parser.add_argument("--scales", default="1", help="comma-separated, see ModelConfig")
+    options = parser.parse_args(arguments)
+    found = load_checkpoint(options.model, app=APP)
     card = {**found.card, "data": DATA, "licence": "that of this project; see the data"}
-    card["command"] = COMMANDS
+    card["command"] = COMMANDS.format(score=options.score, scales=options.scales)
     card["scores"] = [row for row in found.card.get("scores", []) if row]
-    card["measured"] = "docs/driving.md"
-    card["steps"] = f"400 without negatives, {found.card['steps']} with them"
-    model = from_checkpoint(found, str(folder))
+    card["measured"] = "benchmarks/results/driving_bundled.md"
+    card["steps"] = STEPS
+    card["score"] = ",".join(parse(options.score))
+    seen = digests(sorted((options.data / "camvid" / "train" / "images").iterdir()))
+    model = from_checkpoint(found, str(options.model))
+    scales = tuple(float(scale) for scale in options.scales.split(","))
+    model.config = dataclasses.replace(model.config, scales=scales)
     model.save(
         OUT,
         card=card,
         data_fingerprint=found.data_fingerprint,
         more={k: v for k, v in found.tensors.items() if not k.startswith(OWN)},
-        notes=found.config.get("notes", {}),
+        notes=found.config.get("notes", {}) | {SEEN: seen},
         half=True,
     )
     write_card(OUT / "card.md", card)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -7,7 +7,15 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from apps.anomaly_driving.augment import AugmentConfig, blurred, crops, relight
+from apps.anomaly_driving.augment import (
+    AugmentConfig,
+    blurred,
+    crops,
+    dressed,
+    grains,
+    relight,
+    turned,
+)
 from apps.anomaly_driving.frames import Frames
 from core.errors import AleatorError
 
@@ -84,3 +92,42 @@ def test_blur_is_scipys_gaussian():
 def test_bad_options(changes):
     with pytest.raises(AleatorError):
         AugmentConfig(**changes)
+
+
+def test_hue_turns_about_grey():
+    x = torch.rand(2, 3, 8, 8, generator=stream())
+    torch.testing.assert_close(turned(x, torch.zeros(2)), x)
+    third = turned(x, torch.full((2,), 2 * torch.pi / 3))
+    torch.testing.assert_close(third, x[:, [2, 0, 1]])  # a third of a turn swaps the channels
+    some = turned(x, torch.tensor([0.3, -0.7]))
+    torch.testing.assert_close(some.mean(1), x.mean(1))
+
+
+def test_grain_is_a_grey_texture_of_unit_deviation():
+    x = torch.zeros(3, 3, 100, 140)
+    grain = grains(x, stream())
+    assert grain.shape == (3, 1, 100, 140)
+    assert (grain.std((1, 2, 3)) - 1).abs().max() < 0.15
+    assert not torch.equal(grain[0], grain[1])
+
+
+def test_every_class_is_dressed_alike_and_void_stays():
+    labels = torch.zeros(12, 40, 60, dtype=torch.long)
+    labels[:, :, 20:] = 1
+    labels[:, :, 40:] = 11
+    images = torch.full((12, 3, 40, 60), 0.3)
+    worn = dressed(images, labels, 2, 0.5, stream())
+    inner = [worn[:, :, 8:32, c : c + 8] for c in (6, 26, 46)]
+    for band in inner:  # away from where classes meet, one colour a class
+        assert band.flatten(2).std(-1).max() < 1e-5
+    changed = (inner[0][..., 0, 0] - 0.3).abs().amax(1) > 1e-4
+    assert 2 <= changed.sum() <= 10  # half of the pictures
+    assert ((inner[0] - inner[1]).abs().amax((1, 2, 3)) > 1e-4).sum() == changed.sum()
+    torch.testing.assert_close(inner[2], images[:, :, 8:32, 46:54])
+    assert dressed(images, labels, 2, 0.0, stream()) is images
+
+
+@pytest.mark.parametrize("name", ["light", "noise", "hue", "grain", "dress"])
+def test_strengths_are_not_negative(name):
+    with pytest.raises(AleatorError, match=f"augment.{name}=-1"):
+        AugmentConfig(**{name: -1})

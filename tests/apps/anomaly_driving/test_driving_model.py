@@ -84,3 +84,36 @@ def test_weights_of_another_network(model, tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(meta))
     with pytest.raises(CheckpointError):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_logits_of_several_scales_are_averaged_when_it_scores(head):
+    segmenter = SegmenterConfig(arch="unet", encoder="resnet18", depth=3, outlier_head=head)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        both = AnomalyModel(ModelConfig(segmenter=segmenter, scales=(1.0, 0.5))).eval()
+    alone = AnomalyModel(ModelConfig(segmenter=segmenter)).eval()
+    alone.load_state_dict(both.state_dict())
+    x = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    resize = torch.nn.functional.interpolate
+    with torch.no_grad():
+        found, large = both(x), alone(x)
+        small = alone(resize(x, (32, 48), mode="bilinear"))
+        trained = both.train()(x).logits
+        assert torch.equal(trained, alone.train()(x).logits)  # in training there is one
+    wanted = (large.logits + resize(small.logits, (64, 96), mode="bilinear")) / 2
+    torch.testing.assert_close(found.logits, wanted)
+    assert torch.equal(found.features, large.features)
+    assert (found.d_out is None) == (not head)
+    if head:
+        wanted = (large.d_out + resize(small.d_out[:, None], (64, 96), mode="bilinear")[:, 0]) / 2
+        torch.testing.assert_close(found.d_out, wanted)
+
+
+def test_scales_are_kept_and_bad_ones_refused(tmp_path):
+    segmenter = SegmenterConfig(arch="unet", encoder="resnet18", depth=3)
+    AnomalyModel(ModelConfig(segmenter=segmenter, scales=(1.0, 0.5))).eval().save(tmp_path)
+    assert load(tmp_path).config.scales == (1.0, 0.5)
+    for scales in ((), (0.1,), (1.0, 3.0)):
+        with pytest.raises(AleatorError, match="between"):
+            ModelConfig(scales=scales)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from apps.anomaly_driving.negatives.blend import feather, poisson, tone_matched
+from apps.anomaly_driving.negatives.blend import feather, poisson, shaded, softened, tone_matched
 from apps.anomaly_driving.negatives.config import NegativesConfig, PlacementConfig
 from apps.anomaly_driving.negatives.mixer import Mixer, mirrored, place_of, recoloured
 from apps.anomaly_driving.negatives.shapes import border_of, feathered, outline
@@ -196,6 +196,7 @@ def test_recolouring_passes_gradients_and_can_be_off():
         ({"known": 1.5}, "expected 0 to 1"),
         ({"blend": "glue"}, "unknown blend"),
         ({"far": 0.9}, "far <= near"),
+        ({"soften": -1.0}, "must not be negative"),
     ],
 )
 def test_bad_placements(changes, words):
@@ -209,6 +210,9 @@ def test_bad_placements(changes, words):
         ({"kind": "gan"}, "unknown negatives 'gan'; known: none, paste"),
         ({"kind": "paste"}, "need a folder"),
         ({"patch": 20}, "multiple of 8"),
+        ({"also": ("textures",)}, 'say kind="textures"'),
+        ({"kind": "vae", "also": ("flow",)}, "what can be mixed in is textures"),
+        ({"kind": "vae", "also": ("textures",), "also_share": 2.0}, "expected 0 to 1"),
         ({"kind": "flow", "placement": PlacementConfig(blend="poisson")}, "no gradient"),
         ({"temperature": 0.0}, "must be positive"),
     ],
@@ -216,3 +220,33 @@ def test_bad_placements(changes, words):
 def test_bad_negatives(changes, words):
     with pytest.raises(AleatorError, match=words):
         NegativesConfig(**changes)
+
+
+def test_half_of_the_pieces_stay_sharp():
+    noise = torch.rand(3, 24, 24, generator=stream())
+    drawn = [softened(noise, 2.0, stream(seed)) for seed in range(200)]
+    sharp = sum(torch.equal(x, noise) for x in drawn)
+    assert 75 < sharp < 125
+    blurry = next(x for x in drawn if not torch.equal(x, noise))
+    assert blurry.std() < noise.std()
+    assert softened(noise, 0.0, stream()) is noise
+
+
+def test_a_ramp_of_light_has_its_strength_and_keeps_the_mean():
+    grey = torch.full((3, 20, 30), 0.5)
+    drawn = torch.stack([shaded(grey, 0.4, stream(seed)) for seed in range(100)])
+    torch.testing.assert_close(drawn.mean((2, 3)), torch.full((100, 3), 0.5))
+    extreme = (drawn - 0.5).abs().amax()
+    assert 0.2 < extreme < 0.5 * 0.4 * 2**0.5 + 1e-6
+    assert shaded(grey, 0.0, stream()) is grey
+
+
+def test_known_parts_are_recoloured_too():
+    images, labels = scene()
+    known = dataclasses.replace(HARD, known=1.0)
+    plain = mixer(known)(images, labels, stream(1))
+    odd = mixer(dataclasses.replace(known, known_recolour=0.5))(images, labels, stream(1))
+    assert torch.equal(plain.images[:, 0], plain.images[:, 1])  # grey stays grey...
+    assert not torch.equal(odd.images[:, 0], odd.images[:, 1])
+    assert odd.known.any()
+    assert not odd.negative.any()

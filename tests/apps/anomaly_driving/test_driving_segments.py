@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.ndimage import gaussian_filter
 from sklearn.metrics import average_precision_score
 
 from apps.anomaly_driving.data import open_data
@@ -71,7 +72,19 @@ def test_a_score_by_segments_is_asked_for_by_name(driving_model, draw, tmp_path)
     numbers = segments(image)
     wanted = segment_means(found["energy"], numbers)
     assert found["energy@segments"].astype(float) == pytest.approx(wanted, abs=4e-3)
-    with pytest.raises(AleatorError, match="can only be @segments"):
+    with pytest.raises(AleatorError, match="can only be @segments or @smooth"):
         parse("energy@pixels")
     with pytest.raises(AleatorError, match="unknown score 'enrgy'"):
         parse("enrgy@segments")
+
+
+def test_a_score_is_smoothed_by_name(driving_model, draw, tmp_path):
+    draw.image(tmp_path / "a.png", 0, (64, 96))
+    image = next(iter(open_data(tmp_path / "a.png"))).image
+    names = parse("energy,energy@smooth")
+    found = Scorer(open_network(driving_model), names)(image).scores
+    wanted = gaussian_filter(found["energy"].astype(float), 96 / 120, mode="mirror", truncate=2.5)
+    assert found["energy@smooth"].astype(float) == pytest.approx(wanted, abs=6e-3)
+    assert found["energy@smooth"].std() < found["energy"].std()
+    with pytest.raises(AleatorError, match="unknown score 'enrgy'"):
+        parse("enrgy@smooth")

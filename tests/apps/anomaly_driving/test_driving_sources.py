@@ -10,19 +10,23 @@ from apps.anomaly_driving.negatives.config import KINDS, NegativesConfig
 from apps.anomaly_driving.negatives.generators import (
     generator_config,
     generator_tensors,
+    joint_generator,
+    make_mixer,
     make_source,
     stored_source,
 )
 from apps.anomaly_driving.negatives.sources import (
     Bank,
+    Blend,
     JointFlow,
     Pictures,
+    Textures,
     bounded,
     cut_patches,
     fill_bank,
     read_piece,
 )
-from apps.anomaly_driving.textures import noise_texture, write_textures
+from apps.anomaly_driving.textures import dead_leaves, noise_field, noise_texture, write_textures
 from core.checkpoint import Checkpoint
 from core.errors import AleatorError
 from core.registry import build
@@ -81,7 +85,60 @@ def test_none_and_paste_have_no_generator(frames, tmp_path):
 
 
 def test_all_kinds_are_covered():
-    assert set(KINDS) == {"none", "paste", *SMALL}
+    assert set(KINDS) == {"none", "paste", "textures", *SMALL}
+
+
+def test_textures_need_no_generator_and_are_never_the_same(frames, tmp_path):
+    source, model = make_source(NegativesConfig("textures"), frames, tmp_path, seed=0)
+    assert isinstance(source, Textures)
+    assert model is None
+    one, two = source.draw(2, stream())
+    assert one.pixels.shape == (3, 64, 64)
+    assert not torch.equal(one.pixels, two.pixels)
+    assert torch.equal(source.draw(2, stream())[1].pixels, two.pixels)
+    again = stored_source(Checkpoint("anomaly_driving", {}, {}), NegativesConfig("textures"), 0)
+    assert torch.equal(again.draw(2, stream())[1].pixels, two.pixels)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_what_is_mixed_in_has_its_share(share):
+    white, black = Bank(torch.ones(1, 3, 8, 8)), Bank(torch.zeros(1, 3, 8, 8))
+    drawn = Blend(white, black, share).draw(400, stream())
+    found = sum(piece.pixels.max().item() == 0 for piece in drawn) / 400
+    assert found == pytest.approx(share, abs=3 * (share * (1 - share) / 400) ** 0.5)
+
+
+def test_a_flow_that_others_are_mixed_into_still_learns():
+    torch.manual_seed(0)
+    flow = build(generator_config(config("flow")))
+    mixer = make_mixer(config("flow", also=("textures",)), JointFlow(flow, 0.1), 3, 11)
+    images = torch.rand(2, 3, 32, 32, generator=stream())
+    weighted, nll = mixer.likelihood_loss(images, stream())
+    assert weighted.item() == pytest.approx(0.1 * nll.item())
+    assert joint_generator(mixer.source) is flow
+    assert joint_generator(Blend(Bank(images), Textures(), 0.5)) is None
+
+
+def test_dead_leaves_have_plain_surfaces_and_sharp_edges():
+    leaves = [dead_leaves(48, stream(seed)) for seed in range(24)]
+    steps = torch.stack([(x[:, :, 1:] - x[:, :, :-1]).abs().amax(0) for x in leaves])
+    plain = (steps == 0).float().mean((1, 2))
+    assert plain.max() > 0.8  # without noise over them, neighbours are of one colour...
+    assert (plain > 0.5).sum() >= 6
+    assert steps.amax((1, 2)).max() > 0.5  # ...or of quite another
+    assert all(0 <= x.min() and x.max() <= 1 for x in leaves)
+    assert torch.equal(leaves[3], dead_leaves(48, stream(3)))
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, 2.0])
+def test_noise_has_the_spectrum_that_was_asked_for(slope):
+    field = noise_field(64, 64, slope, stream())
+    power = torch.fft.fft2(field).abs().square().mean(0)
+    k = (torch.fft.fftfreq(64) * 64).round()
+    radius = torch.hypot(k[:, None], k[None])
+    near, far = ((radius - r).abs() < 0.5 for r in (4, 16))
+    measured = (power[near].mean() / power[far].mean()).log() / torch.log(torch.tensor(16.0))
+    assert measured.item() == pytest.approx(slope, abs=0.1)  # power is |k|^-2a
 
 
 def test_a_model_without_generator_says_so():

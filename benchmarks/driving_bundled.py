@@ -1,0 +1,128 @@
+"""The bundled weights on every set, beside the model without negatives that they grew from.
+
+    python benchmarks/driving_bundled.py DATA VALIDATION --none MODELS/base1000 [--out FOLDER]
+
+DATA is that of `driving.py`; VALIDATION what `driving_shift.py` wrote. The rows are scores of the
+bundled model; the row without negatives has the score of the highest AP of those that need none,
+and looks at the same scales.
+Intervals (90 %) are of a paired bootstrap over frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from apps.anomaly_driving.bootstrap import FrameCounts, intervals
+from apps.anomaly_driving.closed import frames_miou
+from apps.anomaly_driving.data import open_data
+from apps.anomaly_driving.frames import read_frames
+from apps.anomaly_driving.model import CAMVID, AnomalyModel, load
+from apps.anomaly_driving.network import Network, Scorer, open_network
+from apps.anomaly_driving.pixel_metrics import PixelCounts, frame_counts
+from apps.anomaly_driving.using import BUNDLED_MODEL, default_scores
+from core.progress import progress_bar
+from core.random import keyed_generator
+from core.report import Row, Table, report, write_results, write_text
+
+HERE = Path(__file__).parent
+SETS = (
+    *("static_val", "static_shift", "foreign_roads", "foreign_small"),
+    *("road_anomaly21_val", "road_obstacle21_val", "fishyscapes_static_val"),
+)
+PLAIN = ("msp", "max_logit", "entropy", "energy", "energy@smooth")
+SCORES = (*PLAIN, "d_out", "hybrid")
+VAL_ROWS, VAL_EVERY = 240, 3
+"""Height at which, and which of the frames on which, the known classes are judged."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Score every set with both models, and write driving_bundled.md and .json."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("data", type=Path, help="folder with the data sets")
+    parser.add_argument("validation", type=Path, help="what driving_shift.py wrote")
+    parser.add_argument("--none", type=Path, required=True, help="model without negatives")
+    parser.add_argument("--sets", default=",".join(SETS), help="comma-separated; default: all")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args(arguments)
+    ours, none = (_at_same_scales(path) for path in (BUNDLED_MODEL, options.none))
+    tables = [closed_table(ours, none, options.data / "camvid" / "val")]
+    for name in options.sets.split(","):
+        folder = next(f / name for f in (options.data, options.validation) if (f / name).is_dir())
+        tables.append(set_table(folder, ours, none))
+        tables[-1].print()
+        results = write_results(options.out / "driving_bundled.json", tables)
+        write_text(options.out / "driving_bundled.md", report(results, "The bundled weights"))
+
+
+def _at_same_scales(path: Path) -> Network:
+    """A model that looks at the bundled model's scales."""
+    network, scales = open_network(path), load(BUNDLED_MODEL).config.scales
+    assert isinstance(network.model, AnomalyModel)
+    network.model.config = dataclasses.replace(network.model.config, scales=scales)
+    return network
+
+
+def closed_table(ours: Network, none: Network, folder: Path) -> Table:
+    """Closed mIoU."""
+    frames = read_frames(folder, CAMVID, 11, height=VAL_ROWS).every(VAL_EVERY)
+    lines: list[Row] = []
+    for title, network in (("without negatives", none), ("bundled", ours)):
+        assert isinstance(network.model, AnomalyModel)
+        miou = frames_miou(network.model, frames) or 0.0
+        lines.append({"model": title, "miou": 100 * miou})
+    title = f"camvid/val, every {VAL_EVERY}rd frame at {VAL_ROWS} rows: known classes"
+    return Table(lines, {"model": "model", "miou": "closed mIoU, %"}, {"miou": ".1f"}, {}, title)
+
+
+def set_table(folder: Path, ours: Network, none: Network) -> Table:
+    """One set: every score of the bundled model, and the best of the other."""
+    found = counts(ours, folder, SCORES)
+    without = counts(none, folder, PLAIN)
+    best = max(PLAIN, key=lambda score: without[score][0].curve().metrics()["ap"])
+    lines: list[Row] = [row(f"no negatives, {best}", without[best], None)]
+    for score in SCORES:
+        title = f"**{score}**" if score == default_scores(ours)[0] else score
+        lines.append(row(title, found[score], without.get(score)))
+    heads = {"score": "score", "ap": "AP %", "fpr95": "FPR95 %", "auroc": "AuROC %"}
+    heads["gain"] = "AP over no negatives, the same score"
+    title = f"{folder.name}, trained on camvid/train alone; in bold the default score"
+    return Table(lines, heads, dict.fromkeys(("ap", "fpr95", "auroc"), ".1f"), {}, title)
+
+
+Counted = tuple[PixelCounts, FrameCounts]
+
+
+def counts(network: Network, folder: Path, names: tuple[str, ...]) -> Mapping[str, Counted]:
+    """One pass over a set."""
+    scorer, data = Scorer(network, names), open_data(folder).labelled()
+    found = {name: (PixelCounts(), FrameCounts()) for name in names}
+    with progress_bar(len(data), f"frames of {folder.name}") as advance:
+        for sample in data.samples():
+            assert sample.anomaly is not None
+            for name, score in scorer(sample.image, sample.frame.image).scores.items():
+                counted = frame_counts(score, sample.anomaly)
+                for part in found[name]:
+                    part.add(counted)
+            advance(1)
+    return found
+
+
+def row(title: str, counted: Counted, without: Counted | None) -> Row:
+    """Metrics of a score, and its gain with an interval."""
+    metrics = counted[0].curve().metrics()
+    line: Row = {"score": title} | {k: 100 * metrics[k] for k in ("ap", "fpr95", "auroc")}
+    if without is not None:
+        pair = {"none": without[1], "ours": counted[1]}
+        gain = intervals(pair, "ap", against="none", generator=keyed_generator(0, 0))["ours"]
+        values = 100 * np.array([gain.value, gain.low, gain.high])
+        line["gain"] = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*values)
+    return line
+
+
+if __name__ == "__main__":
+    main()
