@@ -110,6 +110,8 @@ class Config:
             raise AleatorError(f"variables {', '.join(self.variables)}: one is named twice")
         if self.predictors.files and self.factor:
             raise AleatorError("give either a factor (block means) or predictors, not both")
+        if self.predictors.files and self.mean.anomalies:
+            raise AleatorError("mean.anomalies is for block means (a factor), not for predictors")
         if not self.predictors.files and self.factor < 2:
             raise AleatorError(f"factor={self.factor}: at least 2 is needed")
 
@@ -118,6 +120,8 @@ class Config:
         stored = json.loads(json.dumps(dataclasses.asdict(self)))
         if not self.predictors.files:
             del stored["predictors"]
+        if not self.mean.anomalies:
+            del stored["mean"]["anomalies"]
         return stored
 
 

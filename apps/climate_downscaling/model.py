@@ -124,7 +124,8 @@ class DownscalingModel:
     def predictors(self, coarse: Tensor) -> Tensor:
         """Transformed coarse fields (B, V, h, w); cells without data stand at their mean."""
         x = self.transforms.coarse(coarse)
-        return torch.where(self.needs.to(x.device), x, self.mean.centres.to(x))
+        usual = self.mean.centres.to(x) + self.mean.of_level(x)
+        return torch.where(self.needs.to(x.device), x, usual)
 
     def standardised(self, predictors: Tensor) -> Tensor:
         """Predictors (B, V, h, w) in units of their training spread, cell by cell."""
@@ -133,7 +134,7 @@ class DownscalingModel:
     def uncertainty(self, predictors: Tensor, mean: Tensor) -> Tensor:
         """S (B, V, H, W), given predictors (B, V, h, w) and μ of them."""
         leverage = self.mean.leverage(predictors)
-        return self.dispersion(predictors, self.standardised(predictors), mean, leverage)
+        return self.dispersion(predictors, self.mean.standardised(predictors), mean, leverage)
 
     def context(
         self, coarse: Tensor, predictors: Tensor, mean: Tensor, scale: Tensor, clock: Tensor
@@ -164,8 +165,8 @@ class DownscalingModel:
         centre, spread, increment = self.context_scale.to(mean)[:, :, None, None]
         near = upsample(predictors, self.factor, "nearest")
         fields = [
-            upsample(self.standardised(predictors), self.factor, "bilinear"),
-            (near - centre) / spread,
+            upsample(self.mean.standardised(predictors), self.factor, "bilinear"),
+            (near - self.mean.of_level(predictors) - centre) / spread,
             (mean - near) / increment,
         ]
         if self.transforms.dry_channels:

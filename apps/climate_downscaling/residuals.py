@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from apps.climate_downscaling.config import Config
+from apps.climate_downscaling.conserve import block_mean
 from apps.climate_downscaling.dispersion import Dispersion
 from apps.climate_downscaling.families import sampler_of
+from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.mean import cross_fit, upsample
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.ood import OutOfDistribution
@@ -91,9 +93,10 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
     transforms = Transforms.of(config.variables, config.transforms)
     x = transforms.coarse(coarse)
     z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
-    fitted = cross_fit(x, z, config.mean)
+    level = _level(prepared.coarse.grid, valid, transforms) if config.mean.anomalies else None
+    fitted = cross_fit(x, z, config.mean, level)
     regression, mean = fitted.ridge, fitted.mean
-    standard = (x - regression.centres) / regression.scale
+    standard, seen = regression.standardised(x), x - regression.of_level(x)
     error = (z - mean) * valid
     folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
     dispersion = Dispersion.fit(error, x, standard, mean, fitted.leverage, **folds)
@@ -110,16 +113,32 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
         mean=regression,
         dispersion=_floored(dispersion, valid),
         context_scale=torch.stack(
-            [x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp_min(1e-6), increment]
+            [seen.mean((0, 2, 3)), seen.std((0, 2, 3)).clamp_min(1e-6), increment]
         ),
         inflation=torch.ones(len(config.variables)),
         persistence=torch.full((len(config.variables),), torch.nan),
         time_step=0,
-        ood=OutOfDistribution.fit(standard),
+        ood=OutOfDistribution.fit((x - regression.centres) / regression.scale),
     )
     scale = model.dispersion(x, standard, mean, fitted.leverage)
     hours = clock_vector(prepared.fine, clock, part.start, part.stop)
     return View(model, fine, coarse, mean, scale, hours)
+
+
+def _level(grid: Grid, valid: Tensor, transforms: Transforms) -> Tensor:
+    """Weights (V, h, w) of the coarse cells in the level of a variable; none of an amount.
+
+    Raises:
+        AleatorError: all are amounts.
+    """
+    if all(transforms.nonnegative):
+        raise AleatorError(
+            "mean.anomalies: amounts (pr) have no level that could move; leave it out"
+        )
+    area = torch.from_numpy(grid.area_weights()).float()
+    needed = area * (block_mean(valid.float(), valid.shape[-1] // area.shape[-1]) > 0)
+    moving = ~torch.tensor(transforms.nonnegative)
+    return (needed / needed.sum()) * moving[:, None, None]
 
 
 def note_persistence(view: View, keys: np.ndarray, most: int = 4096) -> None:
