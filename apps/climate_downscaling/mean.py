@@ -253,7 +253,7 @@ def _fit_path(
     factor = fine.shape[-1] // w
     seen = coarse - level_of(coarse, level)
     centres = seen.mean(0)
-    scale = seen.std(0).clamp_min(1e-6)
+    scale = _spread(seen)
     target = fine - upsample(coarse, factor, base)
     intercept = target.mean(0)
     rows = _to_blocks((target - intercept).double(), h, w, factor)
@@ -296,6 +296,12 @@ def nearest_cells(h: int, w: int, count: int) -> tuple[Tensor, Tensor]:
         index.append(flat.gather(1, order[:, :count]))
         distance.append(near[:, :count])
     return torch.cat(index), torch.cat(distance)
+
+
+def _spread(seen: Tensor) -> Tensor:
+    """Standard deviation (V, h, w) in time; 1 of cells that never vary, whatever the rounding."""
+    scale = seen.std(0)
+    return torch.where(scale > 1e-6 * seen.abs().amax(0), scale, torch.ones_like(scale))
 
 
 def _window(length: int, side: int) -> Tensor:

@@ -20,8 +20,7 @@ from apps.climate_downscaling.config import Config
 from apps.climate_downscaling.conserve import block_mean
 from apps.climate_downscaling.dispersion import Dispersion
 from apps.climate_downscaling.families import sampler_of
-from apps.climate_downscaling.grid import Grid
-from apps.climate_downscaling.mean import cross_fit, upsample
+from apps.climate_downscaling.mean import cross_fit, level_of, upsample
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.ood import OutOfDistribution
 from apps.climate_downscaling.patches import Windows
@@ -93,7 +92,10 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
     transforms = Transforms.of(config.variables, config.transforms)
     x = transforms.coarse(coarse)
     z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
-    level = _level(prepared.coarse.grid, valid, transforms) if config.mean.anomalies else None
+    level = _level(valid, config.factor, transforms) if config.mean.anomalies else None
+    if level is not None:  # cells without data have no anomaly
+        needed = level.amax(0) > 0
+        x = torch.where(needed, x, level_of(x, level))
     fitted = cross_fit(x, z, config.mean, level)
     regression, mean = fitted.ridge, fitted.mean
     standard, seen = regression.standardised(x), x - regression.of_level(x)
@@ -125,7 +127,7 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
     return View(model, fine, coarse, mean, scale, hours)
 
 
-def _level(grid: Grid, valid: Tensor, transforms: Transforms) -> Tensor:
+def _level(valid: Tensor, factor: int, transforms: Transforms) -> Tensor:
     """Weights (V, h, w) of the coarse cells in the level of a variable; none of an amount.
 
     Raises:
@@ -135,8 +137,7 @@ def _level(grid: Grid, valid: Tensor, transforms: Transforms) -> Tensor:
         raise AleatorError(
             "mean.anomalies: amounts (pr) have no level that could move; leave it out"
         )
-    area = torch.from_numpy(grid.area_weights()).float()
-    needed = area * (block_mean(valid.float(), valid.shape[-1] // area.shape[-1]) > 0)
+    needed = (block_mean(valid.float(), factor) > 0).float()
     moving = ~torch.tensor(transforms.nonnegative)
     return (needed / needed.sum()) * moving[:, None, None]
 
