@@ -142,16 +142,21 @@ def adapt(
         str | None, typer.Option(help="Comma-separated CF names; all of the reference if none.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="qdm keeps the change of every quantile; qm maps quantiles.")
+        str,
+        typer.Option(
+            help="qdm keeps the change of every quantile; qm maps quantiles; bridge keeps changes "
+            "and also adjusts how cells and variables go together."
+        ),
     ] = "qdm",
     window: Annotated[
         float, typer.Option(help="Share of the year, centred, that quantiles are taken from.")
     ] = 0.25,
+    settings: Settings = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Adjust a driving model to the climate of a reanalysis, before downscaling it."""
-    from apps.climate_downscaling.adapt import Request, checked_method
+    from apps.climate_downscaling.adapt import Request, bridge_of, checked_method
     from apps.climate_downscaling.adapt import adapt as run
 
     names = tuple(name.strip() for name in (variables or "").split(",") if name.strip())
@@ -163,6 +168,7 @@ def adapt(
         variables=names,
         method=checked_method(method),
         window=window,
+        bridge=bridge_of(overrides(settings or [])),
         seed=seed,
         overwrite=overwrite,
     )

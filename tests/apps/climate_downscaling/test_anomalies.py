@@ -70,7 +70,9 @@ def test_a_trained_model_is_equivariant_and_still_knows_that_the_field_is_unusua
     assert (ood[1] > ood[0] + 1).all()
 
 
-def test_cells_without_data_are_seen_alike_in_training_and_after(small_climate, settings, tmp_path):
+def test_cells_without_data_are_seen_alike_in_training_and_after(
+    small_climate, settings, tmp_path
+):
     """Blocks of sea: a constant, whose rounding must not be taken for weather."""
     climate = small_climate()
     sea = (climate["lat"] > 49.3) & (climate["lon"] < 5.5)
