@@ -49,6 +49,18 @@ StationError = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=SD", help="Standard deviation of an observation, e.g. tas=0.5."),
 ]
+Means = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Known means over time, of cells or stations (NetCDF, CSV), that members are to "
+        "agree with; of the time bounds' periods, or of months.",
+    ),
+]
+MeanError = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=SD", help="Standard deviation of a known mean, e.g. tas=0.1."),
+]
 
 
 @app.command()
@@ -82,6 +94,8 @@ def downscale(
     ] = False,
     observations: Stations = None,
     observation_error: StationError = None,
+    time_means: Means = None,
+    time_mean_error: MeanError = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     chunk: Annotated[
@@ -112,6 +126,8 @@ def downscale(
         coherent=coherent,
         observations=observations,
         observation_error=numbers(observation_error or [], "--observation-error"),
+        time_means=time_means,
+        time_mean_error=numbers(time_mean_error or [], "--time-mean-error"),
         workers=workers,
         scheduler=scheduler,
         chunk=chunk,

@@ -24,8 +24,14 @@ from apps.climate_downscaling.grid import match
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.predictors import open_predictors, sources_of
 from apps.climate_downscaling.prognosis import PrognosisModel
-from apps.climate_downscaling.stations import Stations, read_stations
+from apps.climate_downscaling.stations import Seen, Stations, read_stations
 from apps.climate_downscaling.template import OOD, Encoder, template
+from apps.climate_downscaling.time_means import (
+    TimeMeans,
+    draw_period,
+    fill_periods,
+    read_time_means,
+)
 from apps.climate_downscaling.training_data import Prepared, prepare_data
 from core.errors import AleatorError
 from core.training.fit import resolve_device
@@ -124,6 +130,21 @@ class Downscaler:
             source, model.variables, model.fine_grid, model.valid.cpu().numpy(), errors
         )
 
+    def time_means(
+        self, source: str | Path | None, errors: Mapping[str, float] | None = None
+    ) -> TimeMeans | None:
+        """Known means over time on the model's cells; None of None.
+
+        Raises:
+            AleatorError: they cannot be read, or do not belong to the model.
+        """
+        if source is None:
+            return None
+        model = self.model
+        return read_time_means(
+            source, model.variables, model.fine_grid, model.valid.cpu().numpy(), errors
+        )
+
     def field(self, source: Source, time_range: str | None = None) -> Field:
         """Open coarse input and bring it onto the model's grid.
 
@@ -190,6 +211,7 @@ def ensemble(
     conserve: bool = True,
     coherent: bool = False,
     stations: Stations | None = None,
+    means: TimeMeans | None = None,
     device: str = "auto",
 ) -> np.ndarray:
     """Members of some time steps.
@@ -205,6 +227,7 @@ def ensemble(
         conserve: see `DownscalingModel.sample`.
         coherent: see `coherence`.
         stations: observations that members are to agree with.
+        means: known means over time that they are to agree with; see `time_means`.
         device: where to compute.
 
     Returns:
@@ -227,6 +250,17 @@ def ensemble(
     shape = (members, stop - start, len(model.names), *model.fine_grid.shape)
     out = np.empty(shape, np.float32)
 
+    def draw_days(days: slice, given: Seen, member: int) -> np.ndarray:
+        fields = torch.from_numpy(read_coarse(model, field, days.start, days.stop)).to(place)
+        hours = clock_vector(field, model.clock, days.start, days.stop).to(place)
+        noise = [streams(member, t) for t in range(days.start, days.stop)]
+        options = {"sampler": sampler, "conserve": conserve}
+        return draw_period(model, fields, hours, given, noise, **options).cpu().numpy()
+
+    single = np.ones(stop - start, bool)
+    if means is not None:
+        single = fill_periods(means.blocks(keys), start, out, draw_days)
+
     def draw(t: int) -> None:
         seen = stations.at(int(keys[start + t])) if stations is not None else None
         for first in range(0, members, GROUP):
@@ -240,24 +274,24 @@ def ensemble(
             )
             out[group.start : group.stop, t] = drawn[:, 0].cpu().numpy()
 
-    _side_by_side(draw, stop - start, place)
+    _side_by_side(draw, np.flatnonzero(single).tolist(), place)
     return out
 
 
-def _side_by_side(draw: Callable[[int], None], count: int, place: str) -> None:
+def _side_by_side(draw: Callable[[int], None], times: Sequence[int], place: str) -> None:
     """Draw time steps, on a CPU in as many threads as torch has.
 
     Networks this small gain little from threads within an operation, and lose much wherever
     another process wants the same cores.
     """
     threads = torch.get_num_threads() if place == "cpu" else 1
-    pool = min(threads, MOST_THREADS, count)
+    pool = min(threads, MOST_THREADS, len(times))
     if pool <= 1:
-        for t in range(count):
+        for t in times:
             draw(t)
         return
     with ThreadPoolExecutor(pool, "draw", torch.set_num_threads, (threads // pool,)) as executor:
-        for _ in executor.map(draw, range(count)):
+        for _ in executor.map(draw, times):
             pass
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from apps.climate_downscaling.config import Config, parse_config
-from apps.climate_downscaling.conserve import block_mean, project
+from apps.climate_downscaling.conserve import block_mean, project, upsample_nearest
 from apps.climate_downscaling.dispersion import Dispersion
 from apps.climate_downscaling.families import Condition, family_config, sampler_of
 from apps.climate_downscaling.field import Field, Variable
@@ -94,6 +94,9 @@ class DownscalingModel:
         self.transforms = Transforms.of(self.names, self.config.transforms)
         area = torch.from_numpy(self.fine_grid.area_weights())
         self.weights = area * self.valid
+        if self.factor:  # blocks without data: any weights, but no 0 / 0
+            dead = ~upsample_nearest(self.needs, self.factor)
+            self.weights = torch.where(dead, area, self.weights)
 
     @property
     def needs(self) -> Tensor:
@@ -204,10 +207,7 @@ class DownscalingModel:
         Returns:
             (M, B, V, H, W) in canonical units; NaN where there are no data.
         """
-        x = self.predictors(coarse)
-        mean = self.mean.predict(x)
-        scale = self.uncertainty(x, mean)
-        context = self.context(coarse, x, mean, scale, clock)
+        mean, scale, context = self.conditions(coarse, clock)
         options: dict[str, Any] = {
             "sampler": self.sampler(sampler),
             "generator": generator,
@@ -217,9 +217,22 @@ class DownscalingModel:
         else:
             from apps.climate_downscaling.constraints import draw_given
 
-            facts = (self.trained, seen, self.transforms, context, mean, self._inflated(scale))
+            facts = (self.trained, seen, self.transforms, context, mean, self.inflated(scale))
             drawn = draw_given(*facts, members=members, **options)
-        fine = self.transforms.inverse(mean + scale * self._inflated(drawn))
+        return self.finished(mean + scale * self.inflated(drawn), coarse, conserve)
+
+    def conditions(
+        self, coarse: Tensor, clock: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """μ and s (B, V, H, W) of coarse fields (B, V, h, w), and the context of the residual."""
+        x = self.predictors(coarse)
+        mean = self.mean.predict(x)
+        scale = self.uncertainty(x, mean)
+        return mean, scale, self.context(coarse, x, mean, scale, clock)
+
+    def finished(self, z: Tensor, coarse: Tensor, conserve: bool) -> Tensor:
+        """Fields z (..., B, V, H, W) of the model in canonical units; NaN where no data are."""
+        fine = self.transforms.inverse(z)
         if conserve:
             fine = self._conserve(fine, coarse)
         return torch.where(self.valid.to(fine.device), fine, torch.nan)
@@ -229,7 +242,8 @@ class DownscalingModel:
         own = sampler_of(self.trained, self.config.residual.sampler)
         return own if own is None else {**own, **(over or {})}
 
-    def _inflated(self, drawn: Tensor) -> Tensor:
+    def inflated(self, drawn: Tensor) -> Tensor:
+        """Residuals, or their scale, times the model's factor."""
         return self.inflation.to(drawn)[:, None, None] * drawn
 
     def _conserve(self, fine: Tensor, coarse: Tensor) -> Tensor:

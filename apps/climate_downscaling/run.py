@@ -29,6 +29,7 @@ from apps.climate_downscaling.ood import WARN_ABOVE
 from apps.climate_downscaling.output import create_store, exporter
 from apps.climate_downscaling.stations import Stations, describe_stations
 from apps.climate_downscaling.template import OOD
+from apps.climate_downscaling.time_means import TimeMeans
 from core.errors import AleatorError
 from core.report import command_line
 from core.streaming import PartialStore, stream
@@ -52,6 +53,8 @@ class Request:
     coherent: bool = False
     observations: str | None = None
     observation_error: tuple[tuple[str, float], ...] = ()
+    time_means: str | None = None
+    time_mean_error: tuple[tuple[str, float], ...] = ()
     workers: int | None = None
     scheduler: str | None = None
     chunk: int | None = None
@@ -65,6 +68,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise AleatorError(f"--{name} {value}: at least one is needed")
+        if self.observations is not None and self.time_means is not None:
+            raise AleatorError("give either --observations or --time-means, not both")
         exporter(self.output)
         if self.output.exists() and not self.overwrite:
             raise AleatorError(f"{self.output} exists; choose another name or --overwrite")
@@ -94,7 +99,10 @@ def run(request: Request, say: Say = print) -> Path:
     stations = downscaler.stations(request.observations, dict(request.observation_error))
     if stations is not None:
         say(describe_stations(stations, field))
-    store = _compute(request, downscaler, field, stations)
+    means = downscaler.time_means(request.time_means, dict(request.time_mean_error))
+    if means is not None:
+        say(means.describe(field))
+    store = _compute(request, downscaler, field, stations, means)
     output = store.finish(exporter(request.output))
     say(f"wrote {request.output}: {request.members} members, model {downscaler.model.fingerprint}")
     _warn(output, field, say)
@@ -112,7 +120,11 @@ def run(request: Request, say: Say = print) -> Path:
 
 
 def _compute(
-    request: Request, downscaler: Downscaler, field: Field, stations: Stations | None
+    request: Request,
+    downscaler: Downscaler,
+    field: Field,
+    stations: Stations | None,
+    means: TimeMeans | None,
 ) -> PartialStore:
     """Fill a partial store, or what is missing of it."""
     chunk = min(request.chunk or _chunk(request, downscaler), len(field))
@@ -125,7 +137,8 @@ def _compute(
         request.output,
         length=len(field),
         job={"input": field.fingerprint(), "model": downscaler.model.fingerprint, **options}
-        | ({"observations": stations.fingerprint()} if stations else {}),
+        | ({"observations": stations.fingerprint()} if stations else {})
+        | ({"time_means": means.fingerprint()} if means else {}),
         create=lambda path: create_store(described, path),
         overwrite=request.overwrite,
     )
@@ -134,7 +147,10 @@ def _compute(
     folder = (request.model or bundled_model()).absolute()
     sources = [s if "://" in s else str(Path(s).absolute()) for s in request.sources]
     job = Job(
-        folder, sources, request.time_range, request.device, threads, stations=stations, **options
+        *(folder, sources, request.time_range, request.device, threads),
+        stations=stations,
+        means=means,
+        **options,
     )
     if workers == 1 and request.scheduler is None:
         job.use(downscaler, field)
