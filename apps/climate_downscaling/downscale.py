@@ -8,8 +8,7 @@ which part of a series is asked for.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from apps.climate_downscaling.grid import match
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.predictors import open_predictors, sources_of
 from apps.climate_downscaling.prognosis import PrognosisModel
+from apps.climate_downscaling.side_by_side import side_by_side
 from apps.climate_downscaling.stations import Seen, Stations, read_stations
 from apps.climate_downscaling.template import OOD, Encoder, template
 from apps.climate_downscaling.time_means import (
@@ -38,8 +38,6 @@ from core.training.fit import resolve_device
 
 GROUP = 64
 """Members drawn in one batch; more are drawn in several."""
-MOST_THREADS = 8
-"""Time steps drawn side by side on a CPU; each holds the network's activations of a batch."""
 
 
 class Downscaler:
@@ -274,25 +272,8 @@ def ensemble(
             )
             out[group.start : group.stop, t] = drawn[:, 0].cpu().numpy()
 
-    _side_by_side(draw, np.flatnonzero(single).tolist(), place)
+    side_by_side(draw, np.flatnonzero(single).tolist(), place)
     return out
-
-
-def _side_by_side(draw: Callable[[int], None], times: Sequence[int], place: str) -> None:
-    """Draw time steps, on a CPU in as many threads as torch has.
-
-    Networks this small gain little from threads within an operation, and lose much wherever
-    another process wants the same cores.
-    """
-    threads = torch.get_num_threads() if place == "cpu" else 1
-    pool = min(threads, MOST_THREADS, len(times))
-    if pool <= 1:
-        for t in times:
-            draw(t)
-        return
-    with ThreadPoolExecutor(pool, "draw", torch.set_num_threads, (threads // pool,)) as executor:
-        for _ in executor.map(draw, times):
-            pass
 
 
 def read_coarse(model: DownscalingModel, field: Field, start: int, stop: int) -> np.ndarray:

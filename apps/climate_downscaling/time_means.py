@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 ERRORS = {"K": 0.1, "mm day-1": 0.2, "m s-1": 0.2, "Pa": 10.0}
 """Unit -> standard deviation of a known mean, where none is given."""
-ITERATIONS = 12
-"""Of the conjugate gradients: cells of a period's mean correlate, unlike single stations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +95,7 @@ class TimeMeans:
         keys = field.time_keys()
         found = list(self.blocks(keys))
         if not found:
-            first, last = (np.datetime64(s, "s") for s in (keys[0], keys[-1]))
+            first, last = (np.datetime64(int(keys[i]), "s") for i in (0, -1))
             raise AleatorError(
                 f"{self.source}: no period of its {len(self.periods)} is wholly in the input "
                 f"({first} to {last}); a mean needs all of its days"
@@ -333,7 +331,7 @@ def draw_period(
     place = torch.from_numpy(seen.cells).to(device)
     days = (coarse, mean, model.inflated(scale), place, errors, conserve)
     operator = PeriodMean(model, *days)
-    guidance = MomentMatching((values / errors)[None], operator, 1.0, iterations=ITERATIONS)
+    guidance = MomentMatching((values / errors)[None], operator, 1.0)
     noise = residual.prior_std * randn(mean.shape, streams, device=device, dtype=mean.dtype)
     chosen = make_sampler(model.sampler(sampler))
     drawn = chosen(guidance.bind(_Days(residual, context), None), noise[None], path=residual.path)
