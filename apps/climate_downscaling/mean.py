@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from apps.climate_downscaling.scratch import Scratch, mean_and_spread, pieces, run_of
 from core.errors import AleatorError
 
 REACH = 5.0
@@ -111,7 +112,8 @@ class LocalRidge:
         level: Tensor | None = None,
     ) -> LocalRidge:
         """Fit on coarse (T, V, h, w) and fine (T, V, H, W) fields, in model units."""
-        return next(iter(_fit_path(coarse, fine, [length], [strength], base, level)))
+        times = torch.arange(len(fine))
+        return next(iter(_fit_path(coarse, fine, times, [length], [strength], base, level)))
 
     def of_level(self, coarse: Tensor) -> Tensor:
         """The level of fields (B, V, h, w), (B, V, 1, 1); zero where there is none."""
@@ -205,7 +207,11 @@ def level_of(coarse: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def cross_fit(
-    coarse: Tensor, fine: Tensor, config: MeanConfig, level: Tensor | None = None
+    coarse: Tensor,
+    fine: Tensor,
+    config: MeanConfig,
+    level: Tensor | None = None,
+    scratch: Scratch | None = None,
 ) -> CrossFit:
     """Choose L and a, fit on everything, and predict every block by a fit on the others.
 
@@ -214,56 +220,66 @@ def cross_fit(
         fine: (T, V, H, W).
         config: candidates and blocks.
         level: see `LocalRidge`.
+        scratch: where the predictions go; fields are looked at in pieces.
     """
     candidates = list(itertools.product(config.lengths, config.strengths))
     errors = torch.zeros(len(candidates), dtype=torch.float64)
-    spread = fine.std(0).mean(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
+    spread = mean_and_spread(fine)[1].mean(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
     folds = list(blocks_with_gap(len(fine), config.blocks, config.gap))
     for train, held_out in folds:
         candidate = (config.lengths, config.strengths, config.base, level)
-        fits = _fit_path(coarse[train], fine[train], *candidate)
+        fits = _fit_path(coarse, fine, train, *candidate)
         for i, fitted in enumerate(fits):
-            error = (fitted.predict(coarse[held_out]) - fine[held_out]) / spread
-            errors[i] += error.double().square().mean() * len(held_out) / len(fine)
+            for rows in map(run_of, pieces(held_out, fine)):
+                error = (fitted.predict(coarse[rows]) - fine[rows]) / spread
+                errors[i] += error.square().sum() / fine.numel()
     length, strength = candidates[int(errors.argmin())]
-    chosen: dict[str, Any] = {"length": length, "strength": strength, "base": config.base}
-    fit = functools.partial(LocalRidge.fit, **chosen, level=level)
-    mean, leverage = torch.empty_like(fine), torch.empty_like(coarse[:, 0])
+    mean = (scratch or Scratch()).empty(fine.shape)
+    leverage = torch.empty_like(coarse[:, 0])
     for train, held_out in folds:
-        fitted = fit(coarse[train], fine[train])
-        mean[held_out] = fitted.predict(coarse[held_out])
-        leverage[held_out] = fitted.leverage(coarse[held_out])
+        (fitted,) = _fit_path(coarse, fine, train, [length], [strength], config.base, level)
+        for rows in map(run_of, pieces(held_out, fine)):
+            mean[rows] = fitted.predict(coarse[rows])
+            leverage[rows] = fitted.leverage(coarse[rows])
     table = {
         f"L={length:g},a={strength:g}": float(error) ** 0.5
         for (length, strength), error in zip(candidates, errors, strict=True)
     }
-    return CrossFit(fit(coarse, fine), mean, leverage, table)
+    numbers: dict[str, Any] = {"length": length, "strength": strength, "base": config.base}
+    return CrossFit(LocalRidge.fit(coarse, fine, **numbers, level=level), mean, leverage, table)
 
 
 def _fit_path(
     coarse: Tensor,
     fine: Tensor,
+    times: Tensor,
     lengths: Sequence[float],
     strengths: Sequence[float],
     base: str,
     level: Tensor | None = None,
 ) -> Iterator[LocalRidge]:
-    """Fits for every (length, strength); the Gram matrices are shared."""
+    """Fits at some times for every (length, strength); the Gram matrices are shared."""
     variables, h, w = coarse.shape[1:]
     factor = fine.shape[-1] // w
-    seen = coarse - level_of(coarse, level)
+    seen = coarse[times] - level_of(coarse[times], level)
     centres = seen.mean(0)
     scale = _spread(seen)
-    target = fine - upsample(coarse, factor, base)
-    intercept = target.mean(0)
-    rows = _to_blocks((target - intercept).double(), h, w, factor)
-    standard = ((seen - centres) / scale).double()
+    total = torch.zeros(fine.shape[1:], dtype=torch.float64)
+    for rows in map(run_of, pieces(times, fine)):
+        total += (fine[rows] - upsample(coarse[rows], factor, base)).double().sum(0)
+    intercept = (total / len(times)).to(fine.dtype)
     for length in lengths:
         near, distance = nearest_cells(h, w, math.ceil(math.pi * (REACH * length) ** 2))
         root = torch.exp(-0.5 * distance / length).repeat(1, variables)[:, None]
-        predictors = _predictors(standard, near) * root
-        gram = predictors.transpose(1, 2) @ predictors
-        against = predictors.transpose(1, 2) @ rows
+        gram, against = torch.zeros(()), torch.zeros(())
+        for rows in map(run_of, pieces(times, fine)):
+            own = coarse[rows]
+            target = fine[rows] - upsample(own, factor, base) - intercept
+            standard = ((own - level_of(own, level) - centres) / scale).double()
+            predictors = _predictors(standard, near) * root
+            gram = gram + predictors.transpose(1, 2) @ predictors
+            target = _to_blocks(target.double(), h, w, factor)
+            against = against + predictors.transpose(1, 2) @ target
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
         for strength in strengths:
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + strength * eye))

@@ -25,6 +25,7 @@ from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.ood import OutOfDistribution
 from apps.climate_downscaling.patches import Windows
 from apps.climate_downscaling.preprocessing import Transforms
+from apps.climate_downscaling.scratch import BUFFER, Scratch, pieces, run_of
 from apps.climate_downscaling.training_data import (
     Prepared,
     clock_of,
@@ -32,13 +33,15 @@ from apps.climate_downscaling.training_data import (
     static_fields,
     valid_cells,
 )
-from core.data import batch_indices
+from core.data import batch_indices, chunked_batch_indices
 from core.errors import AleatorError
 from core.evaluation import crps_ensemble
 from core.model import GenerativeModel
 from core.random import keyed_generator
 from core.training import Batches
 
+DISPERSION_VALUES = 2**26
+"""Values of the mean's error that its dispersion is fitted to, at most."""
 OWN_SHARE = 0.25
 """How often a batch is of the model's own position rather than of a shifted one."""
 
@@ -54,6 +57,7 @@ class View:
         mean: (T, V, H, W) cross-fitted μ.
         scale: (T, V, H, W) s.
         clock: (T, K).
+        chunk: neighbouring times that are read together; None where any order is as good.
     """
 
     model: DownscalingModel
@@ -62,6 +66,7 @@ class View:
     mean: Tensor
     scale: Tensor
     clock: Tensor
+    chunk: int | None = None
 
     def residual(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Normalised residuals (B, V, H, W); zero where there are no data."""
@@ -75,34 +80,43 @@ class View:
         return self.model.context(coarse, x, mean, scale, self.clock[index])
 
 
-def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
+def fit_view(
+    prepared: Prepared, config: Config, part: slice, scratch: Scratch | None = None
+) -> View:
     """Fit everything but the residual's model: mask, transforms, regression, dispersion, OOD.
 
     Args:
         prepared: the data.
         config: settled options.
         part: time steps to fit on.
+        scratch: where fields go; in memory if None.
 
     Raises:
         AleatorError: gaps that come and go, or too few times.
     """
-    fine, coarse = prepared.arrays(part)
+    scratch = scratch or Scratch()
+    fine, coarse = prepared.arrays(part, scratch)
     valid = valid_cells(fine, prepared.fine.source)
     fine, coarse = fill_missing(fine, coarse, valid)
     transforms = Transforms.of(config.variables, config.transforms)
     x = transforms.coarse(coarse)
-    z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
+    z, stream = scratch.empty(fine.shape), keyed_generator(config.fit.seed, -2)
+    for rows in map(run_of, pieces(len(fine), fine)):
+        z[rows] = transforms.forward(fine[rows], stream)
     level = _level(valid, config.factor, transforms) if config.mean.anomalies else None
     if level is not None:  # cells without data have no anomaly
         needed = level.amax(0) > 0
         x = torch.where(needed, x, level_of(x, level))
-    fitted = cross_fit(x, z, config.mean, level)
+    fitted = cross_fit(x, z, config.mean, level, scratch)
     regression, mean = fitted.ridge, fitted.mean
     standard, seen = regression.standardised(x), x - regression.of_level(x)
-    error = (z - mean) * valid
+    some = _some_times(fine)
+    error = (z[some] - mean[some]) * valid
     folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
-    dispersion = Dispersion.fit(error, x, standard, mean, fitted.leverage, **folds)
-    increment = (mean - upsample(x, config.factor, "nearest")).std((0, 2, 3)).clamp_min(1e-6)
+    known = (x[some], standard[some], mean[some], fitted.leverage[some])
+    dispersion = Dispersion.fit(error, *known, **folds)
+    increment = mean[some] - upsample(x[some], config.factor, "nearest")
+    increment = increment.std((0, 2, 3)).clamp_min(1e-6)
     clock = clock_of(prepared.fine.times[part])
     model = DownscalingModel(
         config=config,
@@ -122,9 +136,11 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
         time_step=0,
         ood=OutOfDistribution.fit((x - regression.centres) / regression.scale),
     )
-    scale = model.dispersion(x, standard, mean, fitted.leverage)
+    scale = scratch.empty(fine.shape)
+    for rows in map(run_of, pieces(len(fine), fine)):
+        scale[rows] = model.dispersion(x[rows], standard[rows], mean[rows], fitted.leverage[rows])
     hours = clock_vector(prepared.fine, clock, part.start, part.stop)
-    return View(model, fine, coarse, mean, scale, hours)
+    return View(model, fine, coarse, mean, scale, hours, scratch.chunk)
 
 
 def _level(valid: Tensor, factor: int, transforms: Transforms) -> Tensor:
@@ -142,6 +158,14 @@ def _level(valid: Tensor, factor: int, transforms: Transforms) -> Tensor:
     return (needed / needed.sum()) * moving[:, None, None]
 
 
+def _some_times(fine: Tensor) -> slice | Tensor:
+    """All times, or as many, evenly spread, as features of their dispersion fit into memory."""
+    most = DISPERSION_VALUES // math.prod(fine.shape[1:])
+    if len(fine) <= most:
+        return slice(None)
+    return torch.linspace(0, len(fine) - 1, max(64, most)).long().unique()
+
+
 def note_persistence(view: View, keys: np.ndarray, most: int = 4096) -> None:
     """Tell the model how residuals of neighbouring times correlate, and how far apart those are.
 
@@ -152,6 +176,7 @@ def note_persistence(view: View, keys: np.ndarray, most: int = 4096) -> None:
     """
     model = view.model
     model.time_step = int(np.median(np.diff(keys)))
+    most = min(most, max(64, DISPERSION_VALUES // math.prod(view.fine.shape[1:])))
     index = torch.arange(max(0, len(keys) - most), len(keys))
     r = view.residual(index, keyed_generator(model.config.fit.seed, -3)).double()
     pairs = torch.from_numpy(np.flatnonzero(np.diff(keys[index.numpy()]) == model.time_step))
@@ -161,7 +186,9 @@ def note_persistence(view: View, keys: np.ndarray, most: int = 4096) -> None:
     model.persistence = correlation.clamp(0, 0.99).float()
 
 
-def shifted_views(prepared: Prepared, own: View, part: slice, count: int) -> list[View]:
+def shifted_views(
+    prepared: Prepared, own: View, part: slice, count: int, scratch: Scratch | None = None
+) -> list[View]:
     """Views from `count` other positions of the coarse grid, spread over the block.
 
     Raises:
@@ -181,7 +208,8 @@ def shifted_views(prepared: Prepared, own: View, part: slice, count: int) -> lis
     config = dataclasses.replace(own.model.config, mean=fixed)
     places = torch.linspace(1, factor**2 - 1, count).round().long().tolist()
     return [
-        fit_view(shifted(prepared, p // factor, p % factor, factor), config, part) for p in places
+        fit_view(shifted(prepared, p // factor, p % factor, factor), config, part, scratch)
+        for p in places
     ]
 
 
@@ -202,7 +230,10 @@ def make_batches(views: Sequence[View], fitted_steps: int) -> Batches:
         view = views[0]
         if len(views) > 1 and torch.rand((), generator=generator) > OWN_SHARE:
             view = views[int(torch.randint(1, len(views), (), generator=generator))]
-        index = batch_indices(seed, step, size, fitted_steps)
+        if view.chunk is None:
+            index = batch_indices(seed, step, size, fitted_steps)
+        else:
+            index = chunked_batch_indices(seed, step, size, fitted_steps, view.chunk, BUFFER)
         r = view.residual(index, generator)
         if mix:
             angle = torch.rand(len(r), 1, 1, 1, generator=generator) * mix * math.pi / 2
