@@ -40,8 +40,8 @@ from core.model import GenerativeModel
 from core.random import keyed_generator
 from core.training import Batches
 
-DISPERSION_VALUES = 2**26
-"""Values of the mean's error that its dispersion is fitted to, at most."""
+MOST_VALUES = 2**25
+"""Of a field that is looked at whole, at once: errors of the mean, residuals to judge with."""
 OWN_SHARE = 0.25
 """How often a batch is of the model's own position rather than of a shifted one."""
 
@@ -112,7 +112,8 @@ def fit_view(
     standard, seen = regression.standardised(x), x - regression.of_level(x)
     some = _some_times(fine)
     error = (z[some] - mean[some]) * valid
-    folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
+    gap = math.ceil(config.mean.gap * len(error) / len(fine))  # of the times looked at
+    folds = {"blocks": config.mean.blocks, "gap": gap}
     known = (x[some], standard[some], mean[some], fitted.leverage[some])
     dispersion = Dispersion.fit(error, *known, **folds)
     increment = mean[some] - upsample(x[some], config.factor, "nearest")
@@ -160,10 +161,14 @@ def _level(valid: Tensor, factor: int, transforms: Transforms) -> Tensor:
 
 def _some_times(fine: Tensor) -> slice | Tensor:
     """All times, or as many, evenly spread, as features of their dispersion fit into memory."""
-    most = DISPERSION_VALUES // math.prod(fine.shape[1:])
+    most = _most_times(fine)
     if len(fine) <= most:
         return slice(None)
-    return torch.linspace(0, len(fine) - 1, max(64, most)).long().unique()
+    return torch.linspace(0, len(fine) - 1, most).long().unique()
+
+
+def _most_times(fine: Tensor) -> int:
+    return max(32, MOST_VALUES // math.prod(fine.shape[1:]))
 
 
 def note_persistence(view: View, keys: np.ndarray, most: int = 4096) -> None:
@@ -176,7 +181,7 @@ def note_persistence(view: View, keys: np.ndarray, most: int = 4096) -> None:
     """
     model = view.model
     model.time_step = int(np.median(np.diff(keys)))
-    most = min(most, max(64, DISPERSION_VALUES // math.prod(view.fine.shape[1:])))
+    most = min(most, _most_times(view.fine))
     index = torch.arange(max(0, len(keys) - most), len(keys))
     r = view.residual(index, keyed_generator(model.config.fit.seed, -3)).double()
     pairs = torch.from_numpy(np.flatnonzero(np.diff(keys[index.numpy()]) == model.time_step))
@@ -293,7 +298,8 @@ class Validation:
     def of(cls, view: View, first: int, last: int, times: int) -> Validation:
         """At most `times` steps, evenly spread over first ... last - 1."""
         model, config = view.model, view.model.config
-        index = torch.linspace(first, last - 1, min(times, last - first)).long().unique()
+        times = min(times, last - first, _most_times(view.fine))
+        index = torch.linspace(first, last - 1, times).long().unique()
         truth = view.residual(index, keyed_generator(config.fit.seed, -1))
         fields = [truth, view.mean[index], view.scale[index], view.fine[index]]
         fields.append(model.valid.expand(len(index), 1, -1, -1))
