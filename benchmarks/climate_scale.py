@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -240,7 +240,7 @@ def write(path: Path, days: int, degrees: float, seed: int, average: int = 1) ->
     os.replace(draft, path)
 
 
-def fields(days: int, lat: np.ndarray, lon: np.ndarray, seed: int):
+def fields(days: int, lat: np.ndarray, lon: np.ndarray, seed: int) -> Iterator[np.ndarray]:
     """Daily fields (H, W) one by one: the same relief for every seed, other weather."""
     shape = (len(lat), len(lon))
     ky, kx = np.meshgrid(

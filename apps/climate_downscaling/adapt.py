@@ -183,7 +183,7 @@ def adapt(request: Request, say: Say = print) -> Table:
             "adjusted": (field, adjusted),
         }
         for what, (of, x) in series.items():
-            facts = _facts(x[:, v], of, variable.name)
+            facts: dict[str, Any] = {**_facts(x[:, v], of, variable.name)}
             if of is not reference:
                 facts["space"] = spatial_gap(x[:, v], wanted[:, v])
                 facts["between"] = variable_gap(x, wanted, v)

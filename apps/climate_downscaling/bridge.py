@@ -161,8 +161,8 @@ class Bridge:
         basis = principal_components(np.concatenate([source, target]), config)
         along = [x @ basis for x in (source, target)]
         scale = np.concatenate(along).std(0).clip(1e-6)
-        ends = [torch.from_numpy(x / scale).float() for x in along]
-        pairs = Unpaired(*ends, source_season, target_season, config)
+        start, end = (torch.from_numpy(x / scale).float() for x in along)
+        pairs = Unpaired(start, end, source_season, target_season, config)
         count = basis.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

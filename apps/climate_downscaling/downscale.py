@@ -252,8 +252,10 @@ def ensemble(
         fields = torch.from_numpy(read_coarse(model, field, days.start, days.stop)).to(place)
         hours = clock_vector(field, model.clock, days.start, days.stop).to(place)
         noise = [streams(member, t) for t in range(days.start, days.stop)]
-        options = {"sampler": sampler, "conserve": conserve}
-        return draw_period(model, fields, hours, given, noise, **options).cpu().numpy()
+        drawn = draw_period(
+            *(model, fields, hours, given, noise), sampler=sampler, conserve=conserve
+        )
+        return drawn.cpu().numpy()
 
     single = np.ones(stop - start, bool)
     if means is not None:

@@ -113,9 +113,8 @@ def fit_view(
     some = _some_times(fine)
     error = (z[some] - mean[some]) * valid
     gap = math.ceil(config.mean.gap * len(error) / len(fine))  # of the times looked at
-    folds = {"blocks": config.mean.blocks, "gap": gap}
     known = (x[some], standard[some], mean[some], fitted.leverage[some])
-    dispersion = Dispersion.fit(error, *known, **folds)
+    dispersion = Dispersion.fit(error, *known, blocks=config.mean.blocks, gap=gap)
     increment = mean[some] - upsample(x[some], config.factor, "nearest")
     increment = increment.std((0, 2, 3)).clamp_min(1e-6)
     clock = clock_of(prepared.fine.times[part])
