@@ -1,12 +1,13 @@
 """Trained on the cold days, judged on the warm ones: what a warmer climate does to a model.
 
     python benchmarks/warming.py DATA [--cases racmo,eobs] [--models FOLDER] [--steps 800]
-                                 [--members 16] [--out FOLDER]
+                                 [--members 16] [--days 100] [--out FOLDER]
 
 Days are ranked by the mean of temperature over the domain. The coldest 70 % are for training, the
 warmest 15 % for the test; those between are a test of their own, half as far away, and keep the
 two apart. DATA is the folder with `iberia/` (where it comes from: docs/climate.md). Models are
-trained in FOLDER unless they are there, as `train` would with `--set mean.anomalies=true` or
+trained in FOLDER unless they are there (they take minutes), and at most `--days` days of a test,
+evenly spread, are drawn. Models are trained as `train` would with `--set mean.anomalies=true` or
 without: on the coarse field as it is, or on departures from its mean over the domain.
 """
 
@@ -88,25 +89,27 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, default=Path("models/warming"))
     parser.add_argument("--steps", type=int, default=800, help="of training")
     parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--days", type=int, default=100, help="of each test, at most")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     if unknown := set(options.cases.split(",")) - set(CASES):
         parser.error(f"--cases {min(unknown)}: unknown; known are {', '.join(CASES)}")
     tables = []
     for name in options.cases.split(","):
-        tables += run(name, options.data, options.models / name, options.steps, options.members)
+        tables += run(name, options)
     results = write_results(options.out / "warming.json", tables)
     write_text(options.out / "warming.md", report(results, "Trained on cold days"))
     for found in tables:
         found.print()
 
 
-def run(name: str, data: Path, folder: Path, steps: int, members: int) -> list[Table]:
+def run(name: str, options: argparse.Namespace) -> list[Table]:
     """One data set: split it, train what is missing, score both tests."""
-    case = CASES[name]
+    case, data, folder = CASES[name], options.data, options.models / name
+    steps = options.steps
     (source,) = (str(path) for path in sorted(data.glob(case.data)))
     folder.mkdir(parents=True, exist_ok=True)
-    parts, means = split(source, folder)
+    parts, means = split(source, folder, options.days)
     settings: dict[str, Any] = {
         "split": {"test_fraction": 0, "gap": 0},
         "residual": {"positions": 1},
@@ -125,7 +128,7 @@ def run(name: str, data: Path, folder: Path, steps: int, members: int) -> list[T
         prepared = {part: prepare_data(path, config) for part, path in parts.items()}
     tables = []
     for part, words in (("between", "the 15 % above them"), ("warm", "the warmest 15 %")):
-        rows = rows_of(models, prepared["cool"], prepared[part], members)
+        rows = rows_of(models, prepared["cool"], prepared[part], options.members)
         away = means[part] - means["cool"]
         title = f"{case.title}: trained on the coldest 70 %, judged on {words} ({away:+.1f} K)"
         tables.append(table(rows, title))
@@ -133,8 +136,8 @@ def run(name: str, data: Path, folder: Path, steps: int, members: int) -> list[T
     return tables
 
 
-def split(source: str, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
-    """Files with the cool, the middle and the warm days, and their mean temperatures."""
+def split(source: str, folder: Path, most: int) -> tuple[dict[str, Path], dict[str, float]]:
+    """Files with the cool, and some middle and warm days, and their mean temperatures."""
     with xr.open_dataset(source) as whole:
         axes = [axis for axis in whole["tas"].dims if axis != "time"]
         tas = whole["tas"].mean(axes).values
@@ -144,8 +147,11 @@ def split(source: str, folder: Path) -> tuple[dict[str, Path], dict[str, float]]
         parts = {}
         for part, here in chosen.items():
             parts[part] = folder / f"{part}.nc"
+            days = np.flatnonzero(here)
+            if part != "cool":
+                days = days[:: -(-len(days) // most)]
             with replacing(parts[part]) as draft:
-                whole.isel(time=np.flatnonzero(here)).to_netcdf(draft, engine="netcdf4")
+                whole.isel(time=days).to_netcdf(draft, engine="netcdf4")
     return parts, {part: float(tas[here].mean()) for part, here in chosen.items()}
 
 
