@@ -112,7 +112,7 @@ def run(name: str, options: argparse.Namespace) -> list[Table]:
     parts, means = split(source, folder, options.days)
     settings: dict[str, Any] = {
         "split": {"test_fraction": 0, "gap": 0},
-        "residual": {"positions": 1},
+        "residual": {"positions": 0},
         "fit": {"steps": steps, "batch_size": 48, "validate_every": max(1, steps // 4)},
     }
     if case.statics:

@@ -73,6 +73,8 @@ class Downscaler:
         coherent: bool = False,
         observations: str | Path | None = None,
         observation_error: Mapping[str, float] | None = None,
+        time_means: str | Path | None = None,
+        time_mean_error: Mapping[str, float] | None = None,
         time_range: str | None = None,
     ) -> xr.Dataset:
         """Downscale in memory; for long series use `python -m pipelines.climate downscale`.
@@ -86,6 +88,8 @@ class Downscaler:
             coherent: let neighbouring times of a member go together as they do in nature.
             observations: file of stations that members are to agree with; see `stations`.
             observation_error: variable -> standard deviation of an observation.
+            time_means: file of means over time that they are to agree with; see `time_means`.
+            time_mean_error: variable -> standard deviation of such a mean.
             time_range: "A:B", both inclusive.
 
         Returns:
@@ -105,6 +109,7 @@ class Downscaler:
             conserve=conserve,
             coherent=coherent,
             stations=self.stations(observations, observation_error),
+            means=self.time_means(time_means, time_mean_error),
             device=self.device,
         )
         encoder = encoder_of(self.model, field)
