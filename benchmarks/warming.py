@@ -1,7 +1,8 @@
 """Trained on the cold days, judged on the warm ones: what a warmer climate does to a model.
 
     python benchmarks/warming.py DATA [--cases racmo,eobs] [--models FOLDER] [--steps 800]
-                                 [--members 16] [--days 100] [--out FOLDER]
+                                 [--members 16] [--days 100] [--kinds absolute,anomalies]
+                                 [--out FOLDER]
 
 Days are ranked by the mean of temperature over the domain. The coldest 70 % are for training, the
 warmest 15 % for the test; those between are a test of their own, half as far away, and keep the
@@ -90,10 +91,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=800, help="of training")
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--days", type=int, default=100, help="of each test, at most")
+    parser.add_argument("--kinds", default=",".join(MODELS), help="of models, comma-separated")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
-    if unknown := set(options.cases.split(",")) - set(CASES):
-        parser.error(f"--cases {min(unknown)}: unknown; known are {', '.join(CASES)}")
+    for given, known in ((options.cases, CASES), (options.kinds, MODELS)):
+        if unknown := set(given.split(",")) - set(known):
+            parser.error(f"{min(unknown)}: unknown; known are {', '.join(known)}")
     tables = []
     for name in options.cases.split(","):
         tables += run(name, options)
@@ -112,13 +115,13 @@ def run(name: str, options: argparse.Namespace) -> list[Table]:
     parts, means = split(source, folder, options.days)
     settings: dict[str, Any] = {
         "split": {"test_fraction": 0, "gap": 0},
-        "residual": {"positions": 0},
+        "residual": {"positions": 1},
         "fit": {"steps": steps, "batch_size": 48, "validate_every": max(1, steps // 4)},
     }
     if case.statics:
         settings["statics"] = str(data / case.statics)
     models = {}
-    for kind in MODELS:
+    for kind in options.kinds.split(","):
         anomalies = {"mean": {"gap": 2, "anomalies": kind == "anomalies"}}
         config = read_config(None, settings | anomalies, variables="tas", factor=4)
         where = folder / kind
