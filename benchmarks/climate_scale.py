@@ -167,7 +167,8 @@ def killed(options: argparse.Namespace, days: int) -> Table:
 
 def shares(options: argparse.Namespace, days: int = 4) -> Table:
     """Where the time of a day goes, in one process: the network, or all else."""
-    from apps.climate_downscaling.downscale import Downscaler, Job
+    from apps.climate_downscaling.downscale import Downscaler
+    from apps.climate_downscaling.job import Job
 
     source = sorted(options.work.glob("coarse_*.zarr"))[0]
     downscaler = Downscaler.load(options.work / "model", "cpu")

@@ -23,6 +23,7 @@ from apps.climate_downscaling.grid import match
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.predictors import open_predictors, sources_of
 from apps.climate_downscaling.prognosis import PrognosisModel
+from apps.climate_downscaling.remap import on_grid
 from apps.climate_downscaling.side_by_side import side_by_side
 from apps.climate_downscaling.stations import Seen, Stations, read_stations
 from apps.climate_downscaling.template import OOD, Encoder, template
@@ -76,6 +77,7 @@ class Downscaler:
         time_means: str | Path | None = None,
         time_mean_error: Mapping[str, float] | None = None,
         time_range: str | None = None,
+        regrid: str | None = None,
     ) -> xr.Dataset:
         """Downscale in memory; for long series use `python -m pipelines.climate downscale`.
 
@@ -91,6 +93,8 @@ class Downscaler:
             time_means: file of means over time that they are to agree with; see `time_means`.
             time_mean_error: variable -> standard deviation of such a mean.
             time_range: "A:B", both inclusive.
+            regrid: "bilinear", "conservative" or "nearest", for input on another grid than the
+                model's; None refuses it.
 
         Returns:
             dataset (member, time, y, x) in the input's units and under its names, with
@@ -99,7 +103,7 @@ class Downscaler:
         Raises:
             AleatorError: the input does not fit the model.
         """
-        field = self.field(dataset, time_range)
+        field = self.field(dataset, time_range, regrid)
         described = self.template(field, members)
         drawn = ensemble(
             *(self.model, field, 0, len(field)),
@@ -129,9 +133,18 @@ class Downscaler:
         if source is None:
             return None
         model = self.model
-        return read_stations(
+        found = read_stations(
             source, model.variables, model.fine_grid, model.valid.cpu().numpy(), errors
         )
+        order, size = model.transforms.order, model.valid.numel()
+        for channel in order.differences if order else ():
+            if any((seen.cells // size == channel).any() for seen in found.by_time.values()):
+                name, anchor = model.names[channel], model.names[order.anchor if order else 0]
+                raise AleatorError(
+                    f"{source}: {name} is modelled as its difference to {anchor} and cannot be "
+                    "observed; leave it out, or train with --set ordered=false"
+                )
+        return found
 
     def time_means(
         self, source: str | Path | None, errors: Mapping[str, float] | None = None
@@ -148,8 +161,10 @@ class Downscaler:
             source, model.variables, model.fine_grid, model.valid.cpu().numpy(), errors
         )
 
-    def field(self, source: Source, time_range: str | None = None) -> Field:
-        """Open coarse input and bring it onto the model's grid.
+    def field(
+        self, source: Source, time_range: str | None = None, regrid: str | None = None
+    ) -> Field:
+        """Open coarse input and bring it onto the model's grid; arguments as for `downscale`.
 
         Raises:
             AleatorError: it cannot be read, or its grid is not the model's.
@@ -161,6 +176,7 @@ class Downscaler:
                 self.model.coarse_grid,
                 self.model.config.predictors.lags,
                 time_range,
+                method=regrid,
             )
         found = open_field(source, self.model.names, time_range=time_range)
         if found.members:
@@ -168,7 +184,7 @@ class Downscaler:
                 f"{found.source}: an ensemble of {found.members} members; select one first, e.g. "
                 "ncks -d member,0"
             )
-        return match(found, self.model.coarse_grid)
+        return on_grid(found, self.model.coarse_grid, regrid)
 
     def template(self, field: Field, members: int, **options: Any) -> xr.Dataset:
         """The output without its numbers; see `template.template`."""
@@ -286,11 +302,13 @@ def ensemble(
 def read_coarse(model: DownscalingModel, field: Field, start: int, stop: int) -> np.ndarray:
     """Coarse values (T, V, h, w); missing cells are refused where the model needs data."""
     has_data = model.needs.numpy()
-    if has_data.all():
-        return field.read(start, stop)
-    values = field.read(start, stop, allow_missing=True)
-    values[..., ~has_data] = 0.0  # whatever there is, the model does not look at it
-    field.refuse_bad(values, start)
+    values = field.read(start, stop, allow_missing=not has_data.all())
+    if not has_data.all():
+        values[..., ~has_data] = 0.0  # whatever there is, the model does not look at it
+        field.refuse_bad(values, start)
+    if model.transforms.order and field.names == model.names:
+        own = torch.from_numpy(values[..., has_data])[..., None]
+        model.transforms.order.refuse_crossed(own, model.names, field.source)
     return values
 
 
@@ -301,59 +319,11 @@ def ood_scores(model: DownscalingModel, field: Field, start: int, stop: int) -> 
     return model.ood.score(standard).float().numpy()
 
 
-Loaded = tuple[DownscalingModel, Field, Encoder]
-
-
-class Job:
-    """Rows of a downscaling job, for `core.streaming`: pickles small, loads on first use."""
-
-    def __init__(
-        self,
-        model: Path,
-        sources: Sequence[str],
-        time_range: str | None = None,
-        device: str = "auto",
-        threads: int | None = None,
-        **options: Any,
-    ) -> None:
-        """Note what to do.
-
-        Args:
-            model: folder of the model.
-            sources: paths of the coarse input; the bundled sample if there are none.
-            time_range: of the input.
-            device: where to compute.
-            threads: of a worker; as many as it finds if None.
-            **options: of `ensemble`.
-        """
-        self.model, self.sources, self.time_range = model, tuple(sources), time_range
-        self.device, self.threads, self.options = device, threads, options
-        self._loaded: Loaded | None = None
-
-    def use(self, downscaler: Downscaler, field: Field) -> Loaded:
-        """Work with what is open already."""
-        model = downscaler.model
-        self._loaded = model, field, encoder_of(model, field)
-        return self._loaded
-
-    def _load(self) -> Loaded:
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        downscaler = Downscaler.load(self.model, self.device)
-        return self.use(downscaler, open_input(downscaler, self.sources, self.time_range)[0])
-
-    def __call__(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
-        """Name -> rows start:stop of that array of the output."""
-        model, field, encoder = self._loaded or self._load()
-        drawn = ensemble(model, field, start, stop, device=self.device, **self.options)
-        return {**encoder(drawn), OOD: ood_scores(model, field, start, stop)}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None}
-
-
 def open_input(
-    downscaler: Downscaler, sources: Sequence[str], time_range: str | None = None
+    downscaler: Downscaler,
+    sources: Sequence[str],
+    time_range: str | None = None,
+    regrid: str | None = None,
 ) -> tuple[Field, Field | None]:
     """The coarse input on the model's grid.
 
@@ -361,13 +331,14 @@ def open_input(
         downscaler: a model.
         sources: paths; none for the bundled sample's test period, coarsened.
         time_range: "A:B".
+        regrid: how the input is remapped, see `Downscaler.downscale`.
 
     Returns:
         the input, and the sample's fine truth where the input is the sample.
     """
     if sources:
         several: Source = sources[0] if len(sources) == 1 else sources
-        return downscaler.field(several, time_range), None
+        return downscaler.field(several, time_range, regrid), None
     model = downscaler.model
     if isinstance(model, PrognosisModel):
         raise AleatorError("no input: give the files that hold the model's predictors")

@@ -98,7 +98,9 @@ def fit_view(
     fine, coarse = prepared.arrays(part, scratch)
     valid = valid_cells(fine, prepared.fine.source)
     fine, coarse = fill_missing(fine, coarse, valid)
-    transforms = Transforms.of(config.variables, config.transforms)
+    transforms = Transforms.of(config.variables, config.transforms, ordered=config.ordered)
+    if transforms.order:
+        transforms.order.refuse_crossed(fine, config.variables, prepared.fine.source)
     x = transforms.coarse(coarse)
     z, stream = scratch.empty(fine.shape), keyed_generator(config.fit.seed, -2)
     for rows in map(run_of, pieces(len(fine), fine)):
@@ -117,14 +119,15 @@ def fit_view(
     dispersion = Dispersion.fit(error, *known, blocks=config.mean.blocks, gap=gap)
     increment = mean[some] - upsample(x[some], config.factor, "nearest")
     increment = increment.std((0, 2, 3)).clamp_min(1e-6)
-    clock = clock_of(prepared.fine.times[part])
+    extra = config.residual.channels
+    clock = clock_of(prepared.fine.times[part], extra)
     model = DownscalingModel(
         config=config,
         variables=prepared.fine.variables,
         fine_grid=prepared.fine.grid,
         coarse_grid=prepared.coarse.grid,
         clock=clock,
-        statics=static_fields(prepared.fine, config.factor, prepared.domain)[0],
+        statics=static_fields(prepared.fine, config.factor, prepared.domain, extra)[0],
         valid=valid,
         mean=regression,
         dispersion=_floored(dispersion, valid),
@@ -144,7 +147,7 @@ def fit_view(
 
 
 def _level(valid: Tensor, factor: int, transforms: Transforms) -> Tensor:
-    """Weights (V, h, w) of the coarse cells in the level of a variable; none of an amount.
+    """Weights (V, h, w) of the coarse cells in the level of a variable; no amount has one.
 
     Raises:
         AleatorError: all are amounts.
@@ -154,7 +157,8 @@ def _level(valid: Tensor, factor: int, transforms: Transforms) -> Tensor:
             "mean.anomalies: amounts (pr) have no level that could move; leave it out"
         )
     needed = (block_mean(valid.float(), factor) > 0).float()
-    moving = ~torch.tensor(transforms.nonnegative)
+    fixed = transforms.order.differences if transforms.order else ()
+    moving = torch.tensor([not n and v not in fixed for v, n in enumerate(transforms.nonnegative)])
     return (needed / needed.sum()) * moving[:, None, None]
 
 
@@ -344,9 +348,10 @@ class Validation:
     def _spread_skill(self, drawn: Tensor, factor: Tensor) -> Tensor:
         """(V,) of residuals (M, N, V, H, W) times a factor (V,)."""
         z = self.mean + self.scale * factor[:, None, None] * drawn
-        y = self.model.transforms.inverse(z).double()
+        transforms = self.model.transforms
+        y, fine = transforms.parts(z).double(), transforms.split(self.fine)
         here, where = self.valid.double(), (0, 2, 3)
-        error = (y.mean(0) - self.fine).square()
+        error = (y.mean(0) - fine).square()
         variance = (1 + 1 / len(y)) * y.var(0)
         return ((variance * here).sum(where) / (error * here).sum(where)).sqrt()
 

@@ -18,15 +18,16 @@ import xarray as xr
 from apps.climate_downscaling.data import open_field
 from apps.climate_downscaling.downscale import (
     Downscaler,
-    Job,
     bundled_model,
     open_input,
     sample_training,
 )
 from apps.climate_downscaling.field import Field, show_time
 from apps.climate_downscaling.grid import match
+from apps.climate_downscaling.job import Job
 from apps.climate_downscaling.ood import WARN_ABOVE
 from apps.climate_downscaling.output import create_store, exporter
+from apps.climate_downscaling.remap import METHODS
 from apps.climate_downscaling.stations import Stations, describe_stations
 from apps.climate_downscaling.template import OOD
 from apps.climate_downscaling.time_means import TimeMeans
@@ -49,6 +50,7 @@ class Request:
     steps: int | None = None
     seed: int = 0
     time_range: str | None = None
+    regrid: str | None = None
     conserve: bool = True
     coherent: bool = False
     observations: str | None = None
@@ -70,6 +72,8 @@ class Request:
                 raise AleatorError(f"--{name} {value}: at least one is needed")
         if self.observations is not None and self.time_means is not None:
             raise AleatorError("give either --observations or --time-means, not both")
+        if self.regrid is not None and self.regrid not in METHODS:
+            raise AleatorError(f"--regrid {self.regrid}: known are {', '.join(METHODS)}")
         exporter(self.output)
         if self.output.exists() and not self.overwrite:
             raise AleatorError(f"{self.output} exists; choose another name or --overwrite")
@@ -91,7 +95,7 @@ def run(request: Request, say: Say = print) -> Path:
         AleatorError: anything wrong with the input, the model, the options or the disk.
     """
     downscaler = Downscaler.load(request.model, request.device)
-    field, truth = open_input(downscaler, request.sources, request.time_range)
+    field, truth = open_input(downscaler, request.sources, request.time_range, request.regrid)
     if request.truth is not None:
         known = open_field(request.truth, downscaler.model.names, time_range=request.time_range)
         truth = match(known, downscaler.model.fine_grid)
@@ -138,7 +142,8 @@ def _compute(
         length=len(field),
         job={"input": field.fingerprint(), "model": downscaler.model.fingerprint, **options}
         | ({"observations": stations.fingerprint()} if stations else {})
-        | ({"time_means": means.fingerprint()} if means else {}),
+        | ({"time_means": means.fingerprint()} if means else {})
+        | ({"regrid": request.regrid} if request.regrid else {}),
         create=lambda path: create_store(described, path),
         overwrite=request.overwrite,
     )
@@ -147,14 +152,14 @@ def _compute(
     folder = (request.model or bundled_model()).absolute()
     sources = [s if "://" in s else str(Path(s).absolute()) for s in request.sources]
     job = Job(
-        *(folder, sources, request.time_range, request.device, threads),
+        *(folder, sources, request.time_range, request.device, threads, request.regrid),
         stations=stations,
         means=means,
         **options,
     )
     if workers == 1 and request.scheduler is None:
         job.use(downscaler, field)
-    fields = [str(name) for name in described.data_vars if described[name].ndim == 4]
+    fields = [str(n) for n in described.data_vars if "member" in described[n].dims]
     stream(
         job,
         store,
