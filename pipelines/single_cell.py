@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,13 +14,17 @@ from pipelines._single_cell_options import (
     Categorical,
     Continuous,
     Device,
+    Devices,
     Dispersion,
     DropEmpty,
+    Estimate,
+    LabelKey,
     Latent,
     Layer,
     Like,
     Likelihood,
     MakeUnique,
+    OutputFile,
     Overwrite,
     Prior,
     Search,
@@ -42,9 +46,7 @@ app = door(
 @friendly
 def denoise(
     source: Source = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")] = Path(
-        "denoised.h5ad"
-    ),
+    output: OutputFile = Path("denoised.h5ad"),
     model: Annotated[
         Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
     ] = None,
@@ -68,6 +70,7 @@ def denoise(
     sparse: Annotated[
         float | None, typer.Option(help="Write CSR, rates below this as zero.")
     ] = None,
+    estimate: Estimate = "balanced",
     latent: Latent = None,
     likelihood: Likelihood = None,
     strength: Strength = None,
@@ -84,12 +87,11 @@ def denoise(
     from apps.single_cell import run
     from apps.single_cell.layers import Output
 
+    written: Any = {"samples": samples, "sparse": sparse, "estimate": estimate}
     run.denoise(
         run.Input(source, layer, drop_empty, make_unique),
         output,
-        Output(
-            target_sum, level, log, draws, dtype, to_batch, seed, samples=samples, sparse=sparse
-        ),
+        Output(target_sum, level, log, draws, dtype, to_batch, seed, **written),
         model=model,
         covariates=options.covariates(batch_key, categorical, continuous),
         config=options.config(latent, likelihood, strength, steps, dispersion),
@@ -118,6 +120,7 @@ def train(
     search: Search = True,
     seed: Seed = 0,
     device: Device = "auto",
+    devices: Devices = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped training.")] = False,
     like: Like = None,
     prior: Prior = None,
@@ -141,6 +144,7 @@ def train(
         search=search,
         resume=resume,
         device=device,
+        devices=devices,
         overwrite=overwrite,
         prior=Wanted(tuple(like or ()), options.prior(prior)) if like or prior else None,
         say=say,
@@ -151,9 +155,7 @@ def train(
 @friendly
 def generate(
     source: Source = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")] = Path(
-        "generated.h5ad"
-    ),
+    output: OutputFile = Path("generated.h5ad"),
     n: Annotated[int, typer.Option("--n", help="How many new cells.")] = 1000,
     model: Annotated[
         Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
@@ -266,14 +268,12 @@ def de(
 @friendly
 def integrate(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="h5ad, Zarr, 10x or Loom.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")],
+    output: OutputFile,
     batch_key: BatchKey = None,
     to_batch: Annotated[
         str | None, typer.Option(help="Decode as if all were of this batch; the mean if none.")
     ] = None,
-    label_key: Annotated[
-        str | None, typer.Option(help="Column of types: measure mixing and keeping apart.")
-    ] = None,
+    label_key: LabelKey = None,
     report: Annotated[Path | None, typer.Option(help="Folder for that table.")] = None,
     model: Annotated[
         Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
@@ -319,7 +319,7 @@ def integrate(
 def score(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="h5ad, Zarr, 10x or Loom.")],
     model: Annotated[Path, typer.Option("--model", help="Folder of a trained model.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.h5ad or OUT.zarr.")],
+    output: OutputFile,
     layer: Layer = None,
     seed: Seed = 0,
     drop_empty: DropEmpty = False,
@@ -342,6 +342,7 @@ def evaluate(
     ),
     layer: Layer = None,
     batch_key: BatchKey = None,
+    label_key: LabelKey = None,
     categorical: Categorical = None,
     continuous: Continuous = None,
     search: Search = True,
@@ -357,6 +358,7 @@ def evaluate(
         run.Input(source, layer, drop_empty),
         output,
         covariates=options.covariates(batch_key, categorical, continuous),
+        label_key=label_key,
         seed=seed,
         search=search,
         device=device,

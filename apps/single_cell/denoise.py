@@ -2,9 +2,9 @@ r"""The main job: cells in, the same cells with denoised layers, intervals, late
 
     Denoiser.fit(adata, batch_key="batch").denoise(adata)
 
-What is called denoised is the posterior mean of the rate of each gene in each cell, at the cell's
-own depth or at a common one; the interval is of that rate. The verdict of molecular
-cross-validation goes with the model and with every output.
+What is called denoised is an estimate of the rate of each gene in each cell from its posterior, at
+the cell's own depth or at a common one (`posterior.balanced`, or the mean); the interval is of
+that rate. The verdict of molecular cross-validation goes with the model and with every output.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Denoiser:
         allow_noninteger: whether fractional counts were allowed.
         card: facts for a reader.
         fingerprint: the model's name in outputs.
+        rank: of this process among those that trained; only the first is to write.
     """
 
     model: CellVAE
@@ -64,6 +65,7 @@ class Denoiser:
     seed: int = 0
     card: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    rank: int = 0
 
     @classmethod
     def fit(
@@ -78,6 +80,7 @@ class Denoiser:
         seed: int = 0,
         search: bool = True,
         device: str = "auto",
+        devices: int = 1,
         folder: Path | None = None,
         resume: bool = False,
         say: Say = lambda _: None,
@@ -95,6 +98,7 @@ class Denoiser:
             seed: of everything random; same seed, same model.
             search: choose hyper-parameters on these cells; False takes the defaults.
             device: "auto", "cpu" or "cuda".
+            devices: processes that share every batch, started by the same command; see `rank`.
             folder: keeps the state of the run, to resume it.
             resume: go on from there.
             say: for the log.
@@ -111,11 +115,7 @@ class Denoiser:
         config = config or Config()
         if config.dispersion == "gene-batch" and covariates.batch is None:
             raise AleatorError("dispersion of each batch: name the column with batch_key")
-        if cells.summary.fractional:
-            raise AleatorError(
-                f"{where}: {cells.summary.fractional} counts are not whole; molecules cannot be "
-                "held out of them. Give the uncorrected counts"
-            )
+        _check_whole(cells)
         for note in covariates.notes():
             say(note)
         design = covariates.encode(cells.obs, where)
@@ -131,6 +131,7 @@ class Denoiser:
             folder=folder,
             resume=resume,
             device=device,
+            devices=devices,
             progress="steps" if progress else None,
         )
         assert isinstance(fitted.model, CellVAE)
@@ -143,6 +144,7 @@ class Denoiser:
             found.verdict,
             seed,
             {"data": f"{where}: {cells.slot}, {len(cells)} cells x {cells.shape[1]} genes"},
+            rank=fitted.rank,
         )
 
     def save(self, folder: Path | str, card: dict[str, Any] | None = None) -> Denoiser:
@@ -350,6 +352,14 @@ class Denoiser:
                 f"(aleator_ood > {WARN_ABOVE:g}); trust them less"
             )
         return told
+
+
+def _check_whole(cells: Cells) -> None:
+    if cells.summary.fractional:
+        raise AleatorError(
+            f"{cells.source}: {cells.summary.fractional} counts are not whole; molecules cannot "
+            "be held out of them. Give the uncorrected counts"
+        )
 
 
 def _place(known: Counts, whole: Counts) -> np.ndarray:

@@ -13,6 +13,8 @@ from core.errors import AleatorError
 AVERAGE = "average of all"
 """In place of a batch: decode with each of them, and take the mean."""
 
+ESTIMATES = ("balanced", "mean")
+
 
 @dataclass(frozen=True)
 class Output:
@@ -30,6 +32,8 @@ class Output:
         name: of the layers, followed by _lower, _upper and _log.
         samples: draws of the rates from their posterior, each a layer _sample0, _sample1, ...
         sparse: write layers as CSR, values below this as zero; None writes all of them.
+        estimate: what is called denoised: "balanced" between the posterior mean and an estimate
+            that varies over cells as the rates do (`posterior.balanced`), or the posterior "mean".
     """
 
     target_sum: float | None = None
@@ -43,6 +47,7 @@ class Output:
     name: str = "denoised"
     samples: int = 0
     sparse: float | None = None
+    estimate: str = "balanced"
 
     def __post_init__(self) -> None:
         if self.target_sum is not None and self.target_sum <= 0:
@@ -59,6 +64,8 @@ class Output:
             raise AleatorError(f"sparse={self.sparse}: a positive rate is expected")
         if self.sparse is not None and self.dtype == "float16":
             raise AleatorError("sparse layers are float32: SciPy has no sparse float16")
+        if self.estimate not in ESTIMATES:
+            raise AleatorError(f"estimate={self.estimate!r}; known: {', '.join(ESTIMATES)}")
         if self.dtype not in ("float32", "float16"):
             raise AleatorError(f"dtype={self.dtype!r}; known: float32, float16")
 
@@ -95,13 +102,29 @@ def layer_values(
     """Values (B, G) of each layer, for cells of library sizes (B,); samples of rates come last."""
     low, high = part.interval(output.level)
     scale = 1.0 if output.target_sum is None else (output.target_sum / library)[:, None]
-    arrays = [part.mean * scale, low * scale, high * scale]
+    arrays = [point(part, output.estimate, (low, high)) * scale, low * scale, high * scale]
     if output.log:
         arrays.append(expected_log(part.mean * (1e4 / library)[:, None], part.shape))
     arrays += [sample * scale for sample in samples]
     if output.sparse is not None:
         arrays = [np.where(a < output.sparse, 0, a) for a in arrays]
     return arrays
+
+
+def point(
+    part: Rates, estimate: str = "balanced", interval: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
+    """The value (B, G) that stands for each rate: an estimate, inside its credible interval.
+
+    Args:
+        part: rates.
+        estimate: see `Output`; the mean where rates are of other covariates than the cells' own.
+        interval: two of (B, G); 90 % if None.
+    """
+    if estimate == "mean" or part.balanced is None:
+        return part.mean
+    low, high = interval or part.interval()
+    return np.clip(part.balanced, np.minimum(low, part.mean), np.maximum(high, part.mean))
 
 
 def among_all(raw: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:

@@ -42,6 +42,8 @@ class Rates:
         variance: Var[λ | x] (B, G).
         latent: posterior mean of z (B, D).
         elbo: ln p(x) from below, (B,) nats.
+        balanced: between the mean and an estimate that varies as the rates do, see `balanced`;
+            (B, G), None where counts say nothing (rates under other covariates).
     """
 
     start: int
@@ -50,6 +52,7 @@ class Rates:
     variance: np.ndarray
     latent: np.ndarray
     elbo: np.ndarray
+    balanced: np.ndarray | None = None
 
     @property
     def shape(self) -> np.ndarray:
@@ -62,6 +65,34 @@ class Rates:
         tails = (0.5 - level / 2, 0.5 + level / 2)
         low, high = (self.mean * np.interp(shape, *quantiles(tail)) for tail in tails)
         return low.astype(np.float32), high.astype(np.float32)
+
+
+def balanced(mean: Tensor, counts: Tensor, dispersion: Tensor) -> Tensor:
+    r"""Rates that weigh the error of each value and that of their spread over cells alike.
+
+    Of all λ̂ = μ + a (x - μ), the posterior mean has a = w = μ / (μ + θ) and the least error of
+    each value, but varies less over cells than the rates do; a = √w varies just as much (the
+    constrained Bayes estimate). Least of the sum of both errors is halfway:
+
+        argmin_a E(λ̂ - λ)² + (sd λ̂ - sd λ)² = (w + √w) / 2
+
+    What two genes share is in μ, and what they do not is in x - μ: means of it alone correlate too
+    much. Within a cell's posterior, μ is taken to be what has the given mean.
+
+    Args:
+        mean: E[λ | x] (B, G).
+        counts: x (B, G).
+        dispersion: θ (1, G) or (B, G).
+
+    Returns:
+        (B, G), not negative.
+
+    References: Louis (1984) doi:10.1080/01621459.1984.10478062; Ghosh (1992)
+    doi:10.1080/01621459.1992.10475236.
+    """
+    mu = mean * dispersion / (dispersion + (counts - mean)).clamp(min=1e-6)
+    w = mu / (mu + dispersion)
+    return (mean + 0.5 * (w.sqrt() - w) * (counts - mu)).clamp_(min=0)
 
 
 def rates(
@@ -127,6 +158,9 @@ def _block(
             second += (v + m.square()) / (draws * len(parts))
     kl = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(1)
     variance = (second - mean.square()).clamp_(min=0)
+    between = mean
+    if law.log_dispersion is not None:
+        between = balanced(mean, x, law.dispersion)
     return Rates(
         start,
         start + len(x),
@@ -134,6 +168,7 @@ def _block(
         variance.numpy(),
         q.mean.numpy(),
         (log_p - kl).numpy(),
+        None if others else between.numpy(),
     )
 
 

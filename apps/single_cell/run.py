@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from apps.single_cell.config import Config
 from apps.single_cell.denoise import Denoiser
@@ -17,6 +18,7 @@ from apps.single_cell.generating import Wanted
 from apps.single_cell.inputs import Covariate, Input, bundled_model, model_of
 from apps.single_cell.layers import Output
 from apps.single_cell.output import Additions, check_output, write_cells
+from apps.single_cell.selection import Verdict, select
 from core.cards import write_card
 from core.errors import AleatorError
 from core.report import Table, command_line, hardware, report, write_results, write_text
@@ -34,17 +36,22 @@ def train(
     search: bool = True,
     resume: bool = False,
     device: str = "auto",
+    devices: int = 1,
     overwrite: bool = False,
     prior: Wanted | None = None,
     say: Say = print,
 ) -> Denoiser:
     """Fit a model and save it with its card, and with a prior to generate from if that is wanted.
 
+    With several devices the command is started once for each, and the first of them writes.
+
     Raises:
         AleatorError: bad data or options, or a model is there already.
     """
     if (folder / "model.json").exists() and not overwrite:
         raise AleatorError(f"{folder} holds a model; choose another folder or --overwrite")
+    if devices < 1:
+        raise AleatorError(f"devices={devices}: at least 1 is needed")
     cells = given.open(say)
     if prior:
         prior.check(cells)
@@ -58,11 +65,14 @@ def train(
         seed=seed,
         search=search,
         device=device,
+        devices=devices,
         folder=work,
         resume=resume,
         say=say,
         progress=True,
     )
+    if denoiser.rank:
+        return denoiser  # the first process writes
     denoiser = denoiser.save(folder, _card(denoiser, time.monotonic() - started))
     write_card(folder / "card.md", denoiser.card)
     shutil.rmtree(folder / "prior", ignore_errors=True)  # of a model that was there before
@@ -116,17 +126,23 @@ def score(
     overwrite: bool = False,
     say: Say = print,
 ) -> Path:
-    """Write IN with latents, and how much each cell is unlike those of training, or like two.
+    """Write IN with latents, and how much each cell is unlike those of training, two, or empty.
 
     Raises:
         AleatorError: anything wrong with the input, the model or the disk.
     """
     from apps.single_cell.doublets import doublet_scores
+    from apps.single_cell.empty import Soup, empty_scores, like_empty
 
     check_output(path, given.source, overwrite=overwrite)
     denoiser, cells = Denoiser.load(model), given.open(say)
     blocks = denoiser.blocks(cells, Output(rates=False, seed=seed))
-    found = {"aleator_doublet": doublet_scores(denoiser, cells, seed=seed)}
+    soup = Soup.fit(cells.counts, cells.summary.totals)
+    empty = empty_scores(cells.counts, cells.summary.totals, soup=soup, seed=seed)
+    found = {
+        "aleator_doublet": doublet_scores(denoiser, cells, seed=seed),
+        "aleator_empty": empty,
+    }
 
     def finish() -> Additions:
         added = blocks.finish()
@@ -135,6 +151,7 @@ def score(
     written = write_cells(cells, path, replace(blocks, finish=finish), overwrite=overwrite)
     for line in denoiser.warnings(_column(written, "aleator_ood")):
         say(line)
+    say(soup.sentence(int(like_empty(empty).sum()), len(cells)))
     say(f"wrote {written}: latents and scores")
     return written
 
@@ -144,6 +161,7 @@ def evaluate(
     folder: Path,
     *,
     covariates: Covariate | None = None,
+    label_key: str | None = None,
     config: Config | None = None,
     seed: int = 0,
     search: bool = True,
@@ -153,18 +171,29 @@ def evaluate(
 ) -> Path:
     """Molecular cross-validation on these cells, ours beside what a user would do without it.
 
+    With a batch key and a column of types (`label_key`) also how far batches mix and types stay
+    apart in the latent space.
+
     Returns:
         `results.json` in the folder; `report.md` and its pictures are beside it.
+
+    Raises:
+        AleatorError: a report is there already, no such column, or bad data or options.
     """
     from apps.single_cell import plots
     from apps.single_cell.covariates import Covariates
-    from apps.single_cell.selection import select
 
     target = folder / "results.json"
     if target.exists() and not overwrite:
         raise AleatorError(f"{target} exists; choose another folder or --overwrite")
     cells = given.open(say)
     chosen = covariates or Covariate()
+    if label_key is not None and (label_key not in cells.obs or chosen.batch_key is None):
+        wrong = "no batch key" if label_key in cells.obs else f"obs has no column {label_key}"
+        raise AleatorError(
+            f"{cells.source}: {wrong}; mixing of batches and keeping types apart is measured with "
+            "--batch-key and --label-key"
+        )
     known = Covariates.fit(
         cells.obs,
         cells.source,
@@ -172,40 +201,19 @@ def evaluate(
         categorical=chosen.categorical,
         continuous=chosen.continuous,
     )
-    found = select(
-        cells.counts,
-        known.encode(cells.obs, cells.source),
-        config or Config(),
-        seed=seed,
-        device=device,
-        search=search,
-        say=say,
-    )
+    design = known.encode(cells.obs, cells.source)
+    options: Any = {"seed": seed, "device": device, "search": search, "say": say}
+    found = select(cells.counts, design, config or Config(), **options)
     verdict = found.verdict
-    rows = []
-    for name, loss in verdict.losses.items():
-        mean, error = verdict.differences.get(name, (None, None))
-        rows.append({"method": name, "poisson": loss, "difference": mean, "error": error})
-    title = f"{Path(cells.source).name}: held-out molecules of {verdict.cells} cells"
-    tables = [
-        Table(
-            rows,
-            {
-                "method": "method",
-                "poisson": "corrected Poisson",
-                "difference": "ours - it",
-                "error": "standard error",
-            },
-            {"poisson": ".5f", "difference": "+.5f", "error": ".5f"},
-            {"poisson": "min"},
-            title,
-        ),
-        Table(
-            [{"what": "90 % intervals cover", "value": verdict.coverage}],
-            {"what": "calibration", "value": "share"},
-            {"value": ".3f"},
-        ),
-    ]
+    tables = _tables(verdict, Path(cells.source).name)
+    if label_key is not None and chosen.batch_key is not None:
+        from apps.single_cell.analysis import mixing_table
+        from apps.single_cell.prior import latents
+
+        with torch.no_grad():
+            points = latents(found.model, cells.counts.select(genes=found.genes), design)[0]
+        latent = points[:, :-1].numpy()
+        tables.append(mixing_table(cells, latent, chosen.batch_key, label_key, seed))
     folder.mkdir(parents=True, exist_ok=True)
     results = write_results(target, tables)
     drawn = {
@@ -220,6 +228,33 @@ def evaluate(
         table.print()
     say(verdict.sentence())
     return target
+
+
+def _tables(verdict: Verdict, name: str) -> list[Table]:
+    """Losses of held-out molecules, and how many are inside their intervals."""
+    rows = []
+    for method, loss in verdict.losses.items():
+        mean, error = verdict.differences.get(method, (None, None))
+        rows.append({"method": method, "poisson": loss, "difference": mean, "error": error})
+    return [
+        Table(
+            rows,
+            {
+                "method": "method",
+                "poisson": "corrected Poisson",
+                "difference": "ours - it",
+                "error": "standard error",
+            },
+            {"poisson": ".5f", "difference": "+.5f", "error": ".5f"},
+            {"poisson": "min"},
+            f"{name}: held-out molecules of {verdict.cells} cells",
+        ),
+        Table(
+            [{"what": "90 % intervals cover", "value": verdict.coverage}],
+            {"what": "calibration", "value": "share"},
+            {"value": ".3f"},
+        ),
+    ]
 
 
 def _card(denoiser: Denoiser, seconds: float) -> dict[str, object]:

@@ -20,6 +20,7 @@ from apps.single_cell.config import Config
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Design
 from apps.single_cell.fitting import default_steps, fit_model
+from apps.single_cell.layers import Output, point
 from apps.single_cell.mcv import Split, Tally, cross_validate, difference, split, thin
 from apps.single_cell.model import CellVAE
 from apps.single_cell.ood import Surprise
@@ -120,11 +121,21 @@ class Verdict:
 
 @dataclass
 class Selection:
-    """What molecular cross-validation chose and found."""
+    """What molecular cross-validation chose and found.
+
+    Attributes:
+        config: chosen.
+        verdict: on the model of the trial.
+        surprise: of its cells.
+        model: of the trial, from nine tenths of the molecules.
+        genes: (G,) mask of what it knows.
+    """
 
     config: Config
     verdict: Verdict
     surprise: Surprise
+    model: CellVAE
+    genes: np.ndarray
 
 
 @dataclass
@@ -161,12 +172,18 @@ class _Trial:
         """Corrected loss of the first cells."""
         return float(self.tally(model, SCORED, draws=2).per_cell().mean())
 
-    def tally(self, model: CellVAE, cells: int | None = None, draws: int = 8) -> Tally:
-        """All scores of some cells."""
+    def tally(
+        self,
+        model: CellVAE,
+        cells: int | None = None,
+        draws: int = 8,
+        estimate: str = "mean",
+    ) -> Tally:
+        """All scores of some cells; models are chosen by their means, and judged as written."""
         train, test = self.molecules.train[:cells], self.molecules.test[:cells]
         tally = Tally(self.molecules.ratio)
         for part in rates(model, Counts(train), self.design, draws=draws, seed=self.seed):
-            tally.add(part.mean, test[part.start : part.stop])
+            tally.add(point(part, estimate), test[part.start : part.stop])
         return tally
 
 
@@ -194,6 +211,45 @@ def select(
     Raises:
         AleatorError: too few cells, or counts that are not whole.
     """
+    found = _chosen(counts, design, config, seed, device, search, say)
+    trial, model, unseen = found.trial, found.model, found.unseen
+    verdict = judge(trial, model, tuple(found.tried), say)
+    hidden = thin(counts.take(unseen), SHARE, seed)[0][:, trial.molecules.genes]
+    surprise = Surprise.fit(
+        *_elbos(model, trial.molecules.train, trial.design, seed),
+        *_elbos(model, hidden, _rows(design, unseen), seed),
+    )
+    return Selection(found.config, verdict, surprise, model, trial.molecules.genes)
+
+
+def choose(
+    counts: Counts, design: Design, config: Config, *, seed: int = 0, search: bool = True
+) -> Config:
+    """The configuration of `select`, without its verdict; arguments and errors as there."""
+    return _chosen(counts, design, config, seed, "auto", search, lambda _: None).config
+
+
+@dataclass
+class _Chosen:
+    """What came of choosing: the trial, its model, and the cells that stayed unseen."""
+
+    config: Config
+    trial: _Trial
+    model: CellVAE
+    unseen: np.ndarray
+    tried: list[tuple[str, float]]
+
+
+def _chosen(
+    counts: Counts,
+    design: Design,
+    config: Config,
+    seed: int,
+    device: str,
+    search: bool,
+    say: Say,
+) -> _Chosen:
+    """Search if that is wanted, then find the number of steps."""
     if len(counts) < FEW:
         raise AleatorError(
             f"{len(counts)} cells are too few to learn from and to judge by; {FEW} are needed"
@@ -209,13 +265,7 @@ def select(
     model, best = trial.fit(replace(config, steps=steps), checks=6)
     whole = default_steps(len(counts), config.batch_size)
     chosen = config.steps or max(1, round(whole * best / steps))
-    verdict = judge(trial, model, tuple(tried), say)
-    hidden = thin(counts.take(unseen), SHARE, seed)[0][:, trial.molecules.genes]
-    surprise = Surprise.fit(
-        *_elbos(model, trial.molecules.train, trial.design, seed),
-        *_elbos(model, hidden, _rows(design, unseen), seed),
-    )
-    return Selection(replace(config, steps=chosen), verdict, surprise)
+    return _Chosen(replace(config, steps=chosen), trial, model, unseen, tried)
 
 
 def judge(
@@ -223,7 +273,7 @@ def judge(
 ) -> Verdict:
     """The model beside what could be done without it, on the same held-out molecules."""
     molecules = trial.molecules
-    ours = trial.tally(model)
+    ours = trial.tally(model, estimate=Output.estimate)
     rank = max(1, min(FACTORS, min(molecules.train.shape) // 5))
     others: dict[str, Baseline] = {
         "raw": Raw(),

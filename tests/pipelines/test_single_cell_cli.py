@@ -92,6 +92,8 @@ def test_train_then_denoise_then_info(cells, tmp_path):
     adata, whole = ad.read_h5ad(scored), ad.read_zarr(out)
     assert "denoised" not in adata.layers
     assert ((adata.obs["aleator_doublet"] >= 0) & (adata.obs["aleator_doublet"] <= 1)).all()
+    assert ((adata.obs["aleator_empty"] > 0) & (adata.obs["aleator_empty"] <= 1)).all()
+    assert "not told from empty droplets" in found.output
     assert (adata.obs["aleator_ood"].to_numpy() == whole.obs["aleator_ood"].to_numpy()).all()
     assert (adata.obsm["X_aleator"] == whole.obsm["X_aleator"]).all()
     assert "denoiser of single cells" in invoke("info", tmp_path / "m").stdout
@@ -153,6 +155,42 @@ def test_evaluate_writes_a_report(cells, tmp_path):
     assert "library mean" in (tmp_path / "r" / "report.md").read_text()
 
 
+def test_evaluate_measures_mixing_where_batches_and_types_are_known(cells, tmp_path):
+    adata = ad.read_h5ad(cells)
+    adata.obs["half"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
+    adata.write_h5ad(path := tmp_path / "halves.h5ad")
+    keys = ("--batch-key", "half", "--label-key", "cell_line")
+    found = invoke("evaluate", path, "-o", tmp_path / "r", "--no-search", *keys)
+    assert found.exit_code == 0, found.output
+    table = json.loads((tmp_path / "r" / "results.json").read_text())["tables"][2]
+    assert [row["space"] for row in table["rows"]] == ["principal components", "integrated"]
+    assert all(row["mixed"] > 0.7 for row in table["rows"])  # halves differ by chance alone
+    assert "kept apart" in (tmp_path / "r" / "report.md").read_text()
+    said = assert_refused("evaluate", path, "-o", tmp_path / "s", "--label-key", "cell_line")
+    assert "no batch key" in said
+    assert "no column kind" in assert_refused(
+        "evaluate", path, "-o", tmp_path / "s", "--batch-key", "half", "--label-key", "kind"
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(cells, tmp_path):
+    layers = []
+    for devices in ("1", "2"):
+        folder, out = tmp_path / devices, tmp_path / f"{devices}.h5ad"
+        command = [sys.executable, "-m", "pipelines.single_cell", "train", str(cells)]
+        options = ["-o", str(folder), "--devices", devices, "--device", "cpu", *map(str, QUICK)]
+        subprocess.run([*command, *options], check=True, timeout=300)
+        found = invoke("denoise", cells, "--model", folder, "-o", out)
+        assert found.exit_code == 0, found.output
+        layers.append(np.log1p(ad.read_h5ad(out).layers["denoised"]))
+    one, two = layers
+    assert np.square(one - two).mean() < 0.02 * one.var()
+    assert "devices=0" in assert_refused(
+        "train", cells, "-o", tmp_path / "x", "--devices", 0, *QUICK
+    )
+
+
 def test_mistakes_are_one_line(cells, tmp_path):
     out = tmp_path / "out.h5ad"
     said = assert_refused("denoise", cells, "-o", out, "--layer", "lognorm")
@@ -166,6 +204,7 @@ def test_mistakes_are_one_line(cells, tmp_path):
     assert "nb, poisson, zinb" in assert_refused(
         "denoise", cells, "-o", out, "--likelihood", "normal"
     )
+    assert "balanced, mean" in assert_refused("denoise", cells, "-o", out, "--estimate", "median")
     out.touch()
     assert "exists" in assert_refused("denoise", cells, "-o", out)
     cut = tmp_path / "cut.h5ad"

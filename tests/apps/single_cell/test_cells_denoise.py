@@ -21,9 +21,10 @@ def fitted(known):
 
 def test_rates_are_nearer_the_truth_than_counts(fitted):
     denoiser, adata, rates = fitted
-    found = denoiser.denoise(adata)
-    error = np.square(found.layers["denoised"] - rates).mean()
-    assert error < 0.6 * np.square(adata.X.toarray() - rates).mean()
+    raw = np.square(adata.X.toarray() - rates).mean()
+    for estimate, share in (("mean", 0.6), ("balanced", 0.65)):
+        found = denoiser.denoise(adata, output=Output(estimate=estimate))
+        assert np.square(found.layers["denoised"] - rates).mean() < share * raw
 
 
 def test_credible_intervals_hold_the_true_rates(fitted):
@@ -35,6 +36,9 @@ def test_credible_intervals_hold_the_true_rates(fitted):
         inside = ((low <= rates) & (rates <= high))[big].mean()
         assert inside == pytest.approx(level, abs=0.06)
         assert (low <= found.layers["denoised"]).all()
+        mean = denoiser.denoise(adata, output=Output(level=level, estimate="mean"))
+        beyond = np.maximum(high, mean.layers["denoised"])
+        assert (found.layers["denoised"] <= beyond).all()
 
 
 def test_verdict_helps_and_covers(fitted):
@@ -238,6 +242,7 @@ def test_fraction_and_few_cells_are_refused(known):
         ({"target_sum": -1.0}, "target_sum"),
         ({"samples": -1}, "samples"),
         ({"sparse": 0.0}, "sparse"),
+        ({"estimate": "median"}, "known: balanced, mean"),
         ({"sparse": 0.1, "dtype": "float16"}, "no sparse float16"),
     ],
 )
@@ -284,7 +289,7 @@ def test_scanpy_style_door_writes_in_place_what_the_denoiser_returns(fitted):
 
 def test_samples_have_the_moments_of_the_rates_and_are_keyed_by_cell(fitted):
     denoiser, adata, _ = fitted
-    found = denoiser.denoise(adata, output=Output(samples=60, draws=40))
+    found = denoiser.denoise(adata, output=Output(samples=60, draws=40, estimate="mean"))
     drawn = np.stack([found.layers[f"denoised_sample{k}"] for k in range(60)])
     mean = found.layers["denoised"]
     big = mean > 1

@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse as sp
 from scipy import stats
 
-from apps.single_cell import Denoiser
+from apps.single_cell import Denoiser, Output
 from apps.single_cell.correlation import gene_correlations
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Design
@@ -128,8 +128,12 @@ def test_correlations_of_draws_are_nearer_the_truth_than_those_of_means_and_coun
         )
 
     ours = np.sqrt(np.square(found.to_numpy()[upper] - known).mean())
-    means = denoiser.denoise(adata).layers["denoised"].astype(float)
+    means, balanced = (
+        denoiser.denoise(adata, output=Output(estimate=name)).layers["denoised"].astype(float)
+        for name in ("mean", "balanced")
+    )
     assert ours < 0.11
     assert ours < 0.7 * min(error(means), error(adata.X.toarray().astype(float)))
+    assert error(balanced) < 0.7 * min(error(means), error(adata.X.toarray().astype(float)))
     with pytest.raises(AleatorError, match="does not know HeLa"):
         gene_correlations(denoiser, adata, [genes[0], "HeLa"])
