@@ -1,31 +1,38 @@
 """Downscaling models beside every baseline, on the same test times, in the same process.
 
     python benchmarks/climate.py DATA [--cases era5_tas,racmo_tas,racmo_pr] [--models FOLDER]
-                                 [--members 16] [--out FOLDER]
+                                 [--members 16] [--out FOLDER] [--name climate]
 
 DATA is the folder with `era5-2mt-2019-03-uk.grib`, `era5-uk_orog_sftlf_etopo20.nc` and `iberia/`
 (where they come from: docs/climate.md). A model that is not in FOLDER yet is trained there by its
-file in recipes/, which can take an hour. Nothing but the last table sees the test part.
+file in recipes/, which can take an hour. Nothing but the last table sees the test part. The peers
+of `climate_peers` are trained here: a U-Net regression with the steps of the recipe (at most
+`--peer-steps`), and quantile mapping by xsdba where it is installed. Times are of this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib.util
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from climate_peers import UNetRegression, XsdbaMapping
+from torch import Tensor
 
-from apps.climate_downscaling.baselines import baselines
-from apps.climate_downscaling.comparison import baseline_rows
+from apps.climate_downscaling.baselines import Baseline, baselines
+from apps.climate_downscaling.comparison import keys
 from apps.climate_downscaling.config import Config, read_config
 from apps.climate_downscaling.downscale import ensemble
 from apps.climate_downscaling.evaluation import scores, table
 from apps.climate_downscaling.model import DownscalingModel
 from apps.climate_downscaling.prepare import open_prepared
 from apps.climate_downscaling.train import train
+from apps.climate_downscaling.training_data import Prepared
 from core.report import Row, Table, report, write_results, write_text
 
 HERE = Path(__file__).parent
@@ -78,19 +85,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated; default: all")
     parser.add_argument("--models", type=Path, default=Path("models"), help="trained or to train")
     parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--peer-steps", type=int, default=2000, help="of the U-Net, at most")
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--name", default="climate", help="of the files in --out")
     options = parser.parse_args(arguments)
     tables = [
-        run(CASES[name], options.data, options.models, options.members)
+        run(CASES[name], options.data, options.models, options.members, options.peer_steps)
         for name in options.cases.split(",")
     ]
-    results = write_results(options.out / "climate.json", tables)
-    write_text(options.out / "climate.md", report(results, "Downscaling, test scores"))
+    results = write_results(options.out / f"{options.name}.json", tables)
+    write_text(options.out / f"{options.name}.md", report(results, "Downscaling, test scores"))
     for found in tables:
         found.print()
 
 
-def run(case: Case, data: Path, models: Path, members: int) -> Table:
+def run(case: Case, data: Path, models: Path, members: int, peer_steps: int) -> Table:
     """One case: train what is missing, then score everything on the test part."""
     (source,) = (str(path) for path in sorted(data.glob(case.data)))
     rows: list[Row] = []
@@ -104,8 +113,11 @@ def run(case: Case, data: Path, models: Path, members: int) -> Table:
         amount = model.transforms.nonnegative[v]
         truth, coarse = (values[:, v] for values in prepared.arrays(prepared.test))
         if not rows:
-            names = list(baselines(nonnegative=amount))
-            rows += baseline_rows(v, amount, coarse, truth, members, prepared, model, names)
+            methods = baselines(nonnegative=amount) | peers(model, v, peer_steps)
+            rows += [
+                timed_row(name, method, prepared, v, (coarse, truth), members)
+                for name, method in methods.items()
+            ]
         for conserve in (True, False):
             started = time.perf_counter()
             drawn = ensemble(
@@ -118,10 +130,52 @@ def run(case: Case, data: Path, models: Path, members: int) -> Table:
                 torch.from_numpy(drawn[:, :, v]), truth, amount=amount, factor=model.factor
             )
             method = title if conserve else f"{title}, --no-conserve"
-            rows.append({"method": method, **own, "seconds": seconds})
+            minutes = float((model.card or {}).get("minutes", float("nan")))
+            rows.append({"method": method, **own, "training": 60 * minutes, "seconds": seconds})
             _say(f"{case.title}: {method}, {seconds:.1f} s")
     title = f"{case.title}; {len(truth)} test times, {members} members"
-    return table(rows, amount=amount, units=model.variables[v].units, title=title)
+    found = table(rows, amount=amount, units=model.variables[v].units, title=title)
+    times = {"training": "training (s)", "seconds": "all draws (s)"}
+    formats = dict.fromkeys(times, ".1f")
+    return dataclasses.replace(
+        found, columns={**found.columns, **times}, formats={**found.formats, **formats}
+    )
+
+
+def peers(model: DownscalingModel, v: int, steps: int) -> dict[str, Baseline]:
+    """The U-Net regression, and xsdba where it is installed."""
+    fit = dataclasses.replace(model.config.fit, steps=min(steps, model.config.fit.steps))
+    channels = dict(model.config.residual.model.get("net", {})).get("channels", 24)
+    found: dict[str, Baseline] = {
+        f"U-Net regression, {fit.steps} steps": UNetRegression(
+            *(model.statics, fit, channels), nonnegative=model.transforms.nonnegative[v]
+        )
+    }
+    if importlib.util.find_spec("xsdba"):
+        found["BCSD (xsdba's quantile mapping)"] = XsdbaMapping(model.transforms.nonnegative[v])
+    return found
+
+
+def timed_row(
+    name: str,
+    method: Baseline,
+    prepared: Prepared,
+    v: int,
+    test: tuple[Tensor, Tensor],
+    members: int,
+) -> Row:
+    """Scores of a method fitted on the training part, and how long it took."""
+    fine, block = (values[:, v] for values in prepared.arrays(prepared.train))
+    coarse, truth = test
+    started = time.perf_counter()
+    method.fit(block, fine)
+    fitted = time.perf_counter()
+    drawn = method.predict(coarse, members, keys(len(coarse)))
+    seconds = {"training": fitted - started, "seconds": time.perf_counter() - fitted}
+    amount = bool(getattr(method, "nonnegative", False))
+    factor = truth.shape[-1] // coarse.shape[-1]
+    _say(f"{name}: {seconds['training']:.1f} s")
+    return {"method": name, **scores(drawn, truth, amount=amount, factor=factor), **seconds}
 
 
 def _model(folder: Path, source: str, config: Config) -> DownscalingModel:

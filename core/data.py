@@ -88,6 +88,46 @@ def batch_indices(seed: int, step: int, batch: int, size: int) -> Tensor:
     return _permutation(seed, epoch, size)[position * batch : (position + 1) * batch]
 
 
+def chunked_batch_indices(
+    seed: int, step: int, batch: int, size: int, chunk: int, buffer: int
+) -> Tensor:
+    """As `batch_indices`, for examples that are read from disk in runs.
+
+    Every epoch chunks of neighbouring examples come in a new order, `buffer` of them at a time,
+    and the examples of these are shuffled together: a batch looks at few chunks, and what is in
+    one chunk is in different batches. Where all fits into one buffer, it is `batch_indices`.
+
+    Args:
+        seed: of the training run.
+        step: counted from 0.
+        batch: examples a step.
+        size: of the training set.
+        chunk: neighbouring examples that are read together.
+        buffer: chunks that are shuffled together.
+
+    Returns:
+        (min(batch, size),) indices.
+    """
+    if size <= chunk * buffer:
+        return batch_indices(seed, step, batch, size)
+    batch = min(batch, size)
+    epoch, position = divmod(step, size // batch)
+    order = _chunked_permutation(seed, epoch, size, chunk, buffer)
+    return order[position * batch : (position + 1) * batch]
+
+
+@lru_cache(maxsize=4)
+def _chunked_permutation(seed: int, epoch: int, size: int, chunk: int, buffer: int) -> Tensor:
+    generator = keyed_generator(seed, epoch)
+    chunks = torch.arange(size).split(chunk)
+    order = torch.randperm(len(chunks), generator=generator).tolist()
+    parts = []
+    for first in range(0, len(order), buffer):
+        together = torch.cat([chunks[i] for i in order[first : first + buffer]])
+        parts.append(together[torch.randperm(len(together), generator=generator)])
+    return torch.cat(parts)
+
+
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, size: int) -> Tensor:
     return torch.randperm(size, generator=keyed_generator(seed, epoch))

@@ -64,6 +64,18 @@ StationError = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=SD", help="Standard deviation of an observation, e.g. tas=0.5."),
 ]
+Means = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Known means over time, of cells or stations (NetCDF, CSV), that members are to "
+        "agree with; of the time bounds' periods, or of months.",
+    ),
+]
+MeanError = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=SD", help="Standard deviation of a known mean, e.g. tas=0.1."),
+]
 
 
 @app.command()
@@ -105,6 +117,8 @@ def downscale(
     ] = False,
     observations: Stations = None,
     observation_error: StationError = None,
+    time_means: Means = None,
+    time_mean_error: MeanError = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
     chunk: Annotated[
@@ -136,6 +150,8 @@ def downscale(
         coherent=coherent,
         observations=observations,
         observation_error=numbers(observation_error or [], "--observation-error"),
+        time_means=time_means,
+        time_mean_error=numbers(time_mean_error or [], "--time-mean-error"),
         workers=workers,
         scheduler=scheduler,
         chunk=chunk,
@@ -166,16 +182,21 @@ def adapt(
         str | None, typer.Option(help="Comma-separated CF names; all of the reference if none.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="qdm keeps the change of every quantile; qm maps quantiles.")
+        str,
+        typer.Option(
+            help="qdm keeps the change of every quantile; qm maps quantiles; bridge keeps changes "
+            "and also adjusts how cells and variables go together."
+        ),
     ] = "qdm",
     window: Annotated[
         float, typer.Option(help="Share of the year, centred, that quantiles are taken from.")
     ] = 0.25,
+    settings: Settings = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Adjust a driving model to the climate of a reanalysis, before downscaling it."""
-    from apps.climate_downscaling.adapt import Request, checked_method
+    from apps.climate_downscaling.adapt import Request, bridge_of, checked_method
     from apps.climate_downscaling.adapt import adapt as run
 
     names = tuple(name.strip() for name in (variables or "").split(",") if name.strip())
@@ -187,6 +208,7 @@ def adapt(
         variables=names,
         method=checked_method(method),
         window=window,
+        bridge=bridge_of(overrides(settings or [])),
         seed=seed,
         overwrite=overwrite,
     )

@@ -1,34 +1,54 @@
 """`adapt`: a driving model brought to the climate of the reanalysis that the predictors are from.
 
 Perfect prognosis takes predictors as they are: a bias of the driving model goes through. Its
-variables are therefore interpolated to the reference's grid and adjusted cell by cell
-(`quantiles`), and a table says what that did to mean, spread, wet days and trend.
+variables are therefore interpolated to the reference's grid and adjusted, cell by cell
+(`quantiles`) or all together (`bridge`), and a table says what that did to mean, spread, extremes,
+wet days and trend, and to the correlations of cells and of variables.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from pydantic import ConfigDict
 
+from apps.climate_downscaling.bridge import BridgeConfig, adjust_jointly
 from apps.climate_downscaling.cf import QUANTITIES
+from apps.climate_downscaling.dependence import spatial_gap, variable_gap
 from apps.climate_downscaling.field import Field, show_time
 from apps.climate_downscaling.predictors import open_predictors
-from apps.climate_downscaling.quantiles import METHODS, Method, adjust
+from apps.climate_downscaling.quantiles import adjust
 from apps.climate_downscaling.template import OOD, Encoder, template
 from core.errors import AleatorError
 from core.report import Row, Table, command_line, replacing
+from core.settings import parse_settings
 
 Say = Callable[[object], None]
+Method = Literal["qm", "qdm", "bridge"]
+METHODS: dict[Method, str] = {
+    "qm": "Quantile mapping",
+    "qdm": "Quantile delta mapping",
+    "bridge": "Flow-matching bridge",
+}
 WET = 1.0
 """Mm day-1: a wet day in the table."""
 DRY = 0.1
 """Mm day-1: days with less are dry to the quantile functions."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What `--set` may be about."""
+
+    bridge: BridgeConfig = dataclasses.field(default_factory=BridgeConfig)
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,7 @@ class Request:
     variables: tuple[str, ...] = ()
     method: Method = "qdm"
     window: float = 0.25
+    bridge: BridgeConfig = dataclasses.field(default_factory=BridgeConfig)
     seed: int = 0
     overwrite: bool = False
 
@@ -52,9 +73,67 @@ def checked_method(method: str) -> Method:
     Raises:
         AleatorError: there is none.
     """
-    if method not in METHODS:
-        raise AleatorError(f"--method {method}: unknown; known are {', '.join(METHODS)}")
-    return method
+    for known in METHODS:
+        if method == known:
+            return known
+    raise AleatorError(f"--method {method}: unknown; known are {', '.join(METHODS)}")
+
+
+def bridge_of(settings: Mapping[str, Any]) -> BridgeConfig:
+    """Options of the bridge from `--set bridge.NAME=VALUE`.
+
+    Raises:
+        AleatorError: an unknown option, or a bad value.
+    """
+    return parse_settings(_Settings, settings).bridge
+
+
+def adjusted_values(
+    values: np.ndarray,
+    history: np.ndarray,
+    reference: np.ndarray,
+    season: tuple[np.ndarray, np.ndarray, np.ndarray],
+    names: Sequence[str],
+    *,
+    method: Method = "qdm",
+    window: float = 0.25,
+    bridge: BridgeConfig | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Adjust (T, V, ...) given the history (S, V, ...) and the reference (R, V, ...).
+
+    Args:
+        values: of the model, to adjust.
+        history: of the model in the reference's years.
+        reference: what the history should have been like.
+        season: places in the year of the three, in [0, 1).
+        names: of the V variables.
+        method: how.
+        window: of the year, centred, that quantile functions are estimated in.
+        bridge: options of that method.
+        seed: of everything random.
+
+    Returns:
+        (T, V, ...) adjusted.
+    """
+    thresholds = [DRY if name == "pr" else None for name in names]
+    if method == "bridge":
+        given: dict[str, Any] = {"thresholds": thresholds, "window": window, "config": bridge}
+        adjusted = adjust_jointly(values, history, reference, season, **given, seed=seed)
+    else:
+        adjusted = np.empty_like(values)
+        for v, threshold in enumerate(thresholds):
+            adjusted[:, v] = adjust(
+                *(values[:, v], history[:, v], reference[:, v], season),
+                method=method,
+                window=window,
+                threshold=threshold,
+                seed=seed,
+            )
+    for v, name in enumerate(names):
+        if name in QUANTITIES and QUANTITIES[name].nonnegative:
+            adjusted[:, v] = adjusted[:, v].clip(min=0)
+    return adjusted
 
 
 def adapt(request: Request, say: Say = print) -> Table:
@@ -84,30 +163,30 @@ def adapt(request: Request, say: Say = print) -> Table:
     say(field.describe())
     say(f"adjusted from {_span(history)} of the model to {_span(reference)} of the reference")
     values, past, wanted = (f.read() for f in (field, history, reference))
-    season = tuple(f.year_fraction() for f in (field, history, reference))
-    adjusted = np.empty_like(values)
-    for v, name in enumerate(names):
-        adjusted[:, v] = adjust(
-            *(values[:, v], past[:, v], wanted[:, v], season),  # type: ignore[arg-type]
-            method=request.method,
-            window=request.window,
-            threshold=DRY if name == "pr" else None,
-            seed=request.seed,
-        )
-        if name in QUANTITIES and QUANTITIES[name].nonnegative:
-            adjusted[:, v] = adjusted[:, v].clip(min=0)
+    adjusted = adjusted_values(
+        *(values, past, wanted),
+        (field.year_fraction(), history.year_fraction(), reference.year_fraction()),
+        names,
+        method=request.method,
+        window=request.window,
+        bridge=request.bridge,
+        seed=request.seed,
+    )
     _write(request, field, adjusted)
     say(f"wrote {request.output}")
     rows: list[Row] = []
     for v, variable in enumerate(field.variables):
         series = {
-            "reference": (reference, wanted[:, v]),
-            "model, same years": (history, past[:, v]),
-            "model, to adjust": (field, values[:, v]),
-            "adjusted": (field, adjusted[:, v]),
+            "reference": (reference, wanted),
+            "model, same years": (history, past),
+            "model, to adjust": (field, values),
+            "adjusted": (field, adjusted),
         }
         for what, (of, x) in series.items():
-            facts = _facts(x, of, variable.name)
+            facts: dict[str, Any] = {**_facts(x[:, v], of, variable.name)}
+            if of is not reference:
+                facts["space"] = spatial_gap(x[:, v], wanted[:, v])
+                facts["between"] = variable_gap(x, wanted, v)
             rows.append({"variable": variable.name, "series": what, **facts})
     return _table(rows, request.method)
 
@@ -169,7 +248,7 @@ def _facts(x: np.ndarray, field: Field, name: str) -> Row:
     }
 
 
-def _table(rows: Sequence[Row], method: str) -> Table:
+def _table(rows: Sequence[Row], method: Method) -> Table:
     columns = {
         "variable": "variable",
         "series": "series",
@@ -178,7 +257,9 @@ def _table(rows: Sequence[Row], method: str) -> Table:
         "q99": "99 %",
         "wet": "wet days",
         "trend": "trend a decade",
+        "space": "cells' corr., off by",
+        "between": "variables' corr., off by",
     }
-    formats = dict.fromkeys(("mean", "sd", "q99", "trend"), ".4g") | {"wet": ".3f"}
-    names = {"qm": "Quantile mapping", "qdm": "Quantile delta mapping"}
-    return Table(list(rows), columns, formats, {}, f"{names[method]}, means over cells")
+    formats = dict.fromkeys(("mean", "sd", "q99", "trend"), ".4g")
+    formats |= dict.fromkeys(("wet", "space", "between"), ".3f")
+    return Table(list(rows), columns, formats, {}, f"{METHODS[method]}, means over cells")

@@ -95,6 +95,8 @@ class Config:
         mean: the regression.
         residual: the generative model.
         fit: training of the generative model.
+        memory: GiB that the fields of a training may take; beyond, they are kept in the folder of
+            the run and shuffled in chunks.
     """
 
     variables: tuple[str, ...]
@@ -109,6 +111,7 @@ class Config:
     mean: MeanConfig = field(default_factory=MeanConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    memory: float = 8.0
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -119,6 +122,10 @@ class Config:
             raise AleatorError(f"variables {', '.join(self.variables)}: one is named twice")
         if self.predictors.files and self.factor:
             raise AleatorError("give either a factor (block means) or predictors, not both")
+        if self.memory < 0:
+            raise AleatorError(f"memory={self.memory}: GiB, none below zero")
+        if self.predictors.files and self.mean.anomalies:
+            raise AleatorError("mean.anomalies is for block means (a factor), not for predictors")
         if not self.predictors.files and self.factor < 2:
             raise AleatorError(f"factor={self.factor}: at least 2 is needed")
 
@@ -127,6 +134,10 @@ class Config:
         stored = json.loads(json.dumps(dataclasses.asdict(self)))
         if not self.predictors.files:
             del stored["predictors"]
+        if self.memory == Config.memory:
+            del stored["memory"]
+        if not self.mean.anomalies:
+            del stored["mean"]["anomalies"]
         return stored
 
 

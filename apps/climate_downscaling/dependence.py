@@ -89,3 +89,55 @@ def lag_one(fields: Tensor, keys: np.ndarray) -> float:
     steps = np.diff(keys)
     pairs = np.flatnonzero(steps == np.median(steps))
     return cell_correlation(fields[pairs], fields[pairs + 1])
+
+
+def spatial_gap(fields: np.ndarray, reference: np.ndarray) -> float:
+    """How far the correlations of cells with each other are from the reference's.
+
+    Args:
+        fields: (T, ...) of one variable, cells on the other axes; some hundred are looked at.
+        reference: (R, ...) of the same cells.
+
+    Returns:
+        mean over pairs of cells of the absolute difference; NaN of a single cell.
+    """
+    every = math.ceil(fields[0].size / MOST_CELLS)
+    flat = (x.reshape(len(x), -1)[:, ::every].astype(np.float64) for x in (fields, reference))
+    ours, theirs = (_correlations(x, x) for x in flat)
+    pairs = np.triu_indices(len(ours), 1)
+    return float(np.abs(ours - theirs)[pairs].mean()) if len(pairs[0]) else math.nan
+
+
+def variable_gap(fields: np.ndarray, reference: np.ndarray, v: int) -> float:
+    """How far the correlations of a variable with the others, in a cell, are from the reference's.
+
+    Args:
+        fields: (T, V, ...), cells on the last axes.
+        reference: (R, V, ...) of the same cells.
+        v: of which variable.
+
+    Returns:
+        mean over the other variables and cells of the absolute difference; NaN without others.
+    """
+    gaps = []
+    for other in set(range(fields.shape[1])) - {v}:
+        ours, theirs = (_paired(x[:, v], x[:, other]) for x in (fields, reference))
+        gaps.append(np.abs(ours - theirs).mean())
+    return float(np.mean(gaps)) if gaps else math.nan
+
+
+def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of all columns of a (T, N) with all of b (T, M), (N, M); 0 of what does not vary."""
+    x, y = (_standard(v) for v in (a, b))
+    return x.T @ y / len(x)
+
+
+def _paired(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of a (T, ...) with b (T, ...) in time, cell by cell, flat."""
+    x, y = (_standard(v.reshape(len(v), -1).astype(np.float64)) for v in (a, b))
+    return (x * y).mean(0)
+
+
+def _standard(x: np.ndarray) -> np.ndarray:
+    spread = x.std(0)
+    return (x - x.mean(0)) / np.where(spread > 0, spread, np.inf)

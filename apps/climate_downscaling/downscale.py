@@ -8,8 +8,7 @@ which part of a series is asked for.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,21 @@ from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.predictors import open_predictors, sources_of
 from apps.climate_downscaling.prognosis import PrognosisModel
 from apps.climate_downscaling.remap import on_grid
-from apps.climate_downscaling.stations import Stations, read_stations
+from apps.climate_downscaling.side_by_side import side_by_side
+from apps.climate_downscaling.stations import Seen, Stations, read_stations
 from apps.climate_downscaling.template import OOD, Encoder, template
+from apps.climate_downscaling.time_means import (
+    TimeMeans,
+    draw_period,
+    fill_periods,
+    read_time_means,
+)
 from apps.climate_downscaling.training_data import Prepared, prepare_data
 from core.errors import AleatorError
 from core.training.fit import resolve_device
 
 GROUP = 64
 """Members drawn in one batch; more are drawn in several."""
-MOST_THREADS = 8
-"""Time steps drawn side by side on a CPU; each holds the network's activations of a batch."""
 
 
 class Downscaler:
@@ -70,6 +74,8 @@ class Downscaler:
         coherent: bool = False,
         observations: str | Path | None = None,
         observation_error: Mapping[str, float] | None = None,
+        time_means: str | Path | None = None,
+        time_mean_error: Mapping[str, float] | None = None,
         time_range: str | None = None,
         regrid: str | None = None,
     ) -> xr.Dataset:
@@ -84,6 +90,8 @@ class Downscaler:
             coherent: let neighbouring times of a member go together as they do in nature.
             observations: file of stations that members are to agree with; see `stations`.
             observation_error: variable -> standard deviation of an observation.
+            time_means: file of means over time that they are to agree with; see `time_means`.
+            time_mean_error: variable -> standard deviation of such a mean.
             time_range: "A:B", both inclusive.
             regrid: "bilinear", "conservative" or "nearest", for input on another grid than the
                 model's; None refuses it.
@@ -105,6 +113,7 @@ class Downscaler:
             conserve=conserve,
             coherent=coherent,
             stations=self.stations(observations, observation_error),
+            means=self.time_means(time_means, time_mean_error),
             device=self.device,
         )
         encoder = encoder_of(self.model, field)
@@ -136,6 +145,21 @@ class Downscaler:
                     "observed; leave it out, or train with --set ordered=false"
                 )
         return found
+
+    def time_means(
+        self, source: str | Path | None, errors: Mapping[str, float] | None = None
+    ) -> TimeMeans | None:
+        """Known means over time on the model's cells; None of None.
+
+        Raises:
+            AleatorError: they cannot be read, or do not belong to the model.
+        """
+        if source is None:
+            return None
+        model = self.model
+        return read_time_means(
+            source, model.variables, model.fine_grid, model.valid.cpu().numpy(), errors
+        )
 
     def field(
         self, source: Source, time_range: str | None = None, regrid: str | None = None
@@ -206,6 +230,7 @@ def ensemble(
     conserve: bool = True,
     coherent: bool = False,
     stations: Stations | None = None,
+    means: TimeMeans | None = None,
     device: str = "auto",
 ) -> np.ndarray:
     """Members of some time steps.
@@ -221,6 +246,7 @@ def ensemble(
         conserve: see `DownscalingModel.sample`.
         coherent: see `coherence`.
         stations: observations that members are to agree with.
+        means: known means over time that they are to agree with; see `time_means`.
         device: where to compute.
 
     Returns:
@@ -243,6 +269,19 @@ def ensemble(
     shape = (members, stop - start, len(model.names), *model.fine_grid.shape)
     out = np.empty(shape, np.float32)
 
+    def draw_days(days: slice, given: Seen, member: int) -> np.ndarray:
+        fields = torch.from_numpy(read_coarse(model, field, days.start, days.stop)).to(place)
+        hours = clock_vector(field, model.clock, days.start, days.stop).to(place)
+        noise = [streams(member, t) for t in range(days.start, days.stop)]
+        drawn = draw_period(
+            *(model, fields, hours, given, noise), sampler=sampler, conserve=conserve
+        )
+        return drawn.cpu().numpy()
+
+    single = np.ones(stop - start, bool)
+    if means is not None:
+        single = fill_periods(means.blocks(keys), start, out, draw_days)
+
     def draw(t: int) -> None:
         seen = stations.at(int(keys[start + t])) if stations is not None else None
         for first in range(0, members, GROUP):
@@ -256,25 +295,8 @@ def ensemble(
             )
             out[group.start : group.stop, t] = drawn[:, 0].cpu().numpy()
 
-    _side_by_side(draw, stop - start, place)
+    side_by_side(draw, np.flatnonzero(single).tolist(), place)
     return out
-
-
-def _side_by_side(draw: Callable[[int], None], count: int, place: str) -> None:
-    """Draw time steps, on a CPU in as many threads as torch has.
-
-    Networks this small gain little from threads within an operation, and lose much wherever
-    another process wants the same cores.
-    """
-    threads = torch.get_num_threads() if place == "cpu" else 1
-    pool = min(threads, MOST_THREADS, count)
-    if pool <= 1:
-        for t in range(count):
-            draw(t)
-        return
-    with ThreadPoolExecutor(pool, "draw", torch.set_num_threads, (threads // pool,)) as executor:
-        for _ in executor.map(draw, range(count)):
-            pass
 
 
 def read_coarse(model: DownscalingModel, field: Field, start: int, stop: int) -> np.ndarray:
@@ -295,61 +317,6 @@ def ood_scores(model: DownscalingModel, field: Field, start: int, stop: int) -> 
     coarse = torch.from_numpy(read_coarse(model, field, start, stop))
     standard = model.standardised(model.predictors(coarse))
     return model.ood.score(standard).float().numpy()
-
-
-Loaded = tuple[DownscalingModel, Field, Encoder]
-
-
-class Job:
-    """Rows of a downscaling job, for `core.streaming`: pickles small, loads on first use."""
-
-    def __init__(
-        self,
-        model: Path,
-        sources: Sequence[str],
-        time_range: str | None = None,
-        device: str = "auto",
-        threads: int | None = None,
-        regrid: str | None = None,
-        **options: Any,
-    ) -> None:
-        """Note what to do.
-
-        Args:
-            model: folder of the model.
-            sources: paths of the coarse input; the bundled sample if there are none.
-            time_range: of the input.
-            device: where to compute.
-            threads: of a worker; as many as it finds if None.
-            regrid: how the input is remapped.
-            **options: of `ensemble`.
-        """
-        self.model, self.sources, self.time_range = model, tuple(sources), time_range
-        self.device, self.threads, self.options = device, threads, options
-        self.regrid = regrid
-        self._loaded: Loaded | None = None
-
-    def use(self, downscaler: Downscaler, field: Field) -> Loaded:
-        """Work with what is open already."""
-        model = downscaler.model
-        self._loaded = model, field, encoder_of(model, field)
-        return self._loaded
-
-    def _load(self) -> Loaded:
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        downscaler = Downscaler.load(self.model, self.device)
-        opened = open_input(downscaler, self.sources, self.time_range, self.regrid)
-        return self.use(downscaler, opened[0])
-
-    def __call__(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
-        """Name -> rows start:stop of that array of the output."""
-        model, field, encoder = self._loaded or self._load()
-        drawn = ensemble(model, field, start, stop, device=self.device, **self.options)
-        return {**encoder(drawn), OOD: ood_scores(model, field, start, stop)}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded": None}
 
 
 def open_input(

@@ -8,6 +8,10 @@ and hushes far cells: on small samples that is worth more than any of the non-li
 that were tried (docs/climate.md). L and a are chosen by cross-validation over contiguous blocks
 of time with gaps. The same blocks give *cross-fitted* predictions: residuals of in-sample ones
 are too small, and an ensemble made from them is overconfident.
+
+With `anomalies` the regression sees c_k less the domain's mean of the day, its level. A field that
+is warmer by the same everywhere then comes out warmer by that, whatever climate was trained on:
+base carries the level through, and the correction does not look at it.
 """
 
 from __future__ import annotations
@@ -17,11 +21,13 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from apps.climate_downscaling.scratch import Scratch, mean_and_spread, pieces, run_of
 from core.errors import AleatorError
 
 REACH = 5.0
@@ -38,6 +44,7 @@ class MeanConfig:
         strengths: candidates of a.
         blocks: contiguous blocks of time for cross-validation and cross-fitting.
         gap: time steps left out on either side of a block.
+        anomalies: regress on departures from the mean over the domain; not of amounts.
     """
 
     base: str = "bicubic"
@@ -45,6 +52,7 @@ class MeanConfig:
     strengths: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)
     blocks: int = 6
     gap: int = 24
+    anomalies: bool = False
 
     def __post_init__(self) -> None:
         if self.base not in ("bicubic", "bilinear", "nearest"):
@@ -64,15 +72,17 @@ class LocalRidge:
     """The fitted regression.
 
     Attributes:
-        scale: (V, h, w) standard deviation of each coarse cell.
+        scale: (V, h, w) standard deviation of each coarse cell, likewise.
         intercept: (V, H, W) mean correction of each fine cell.
         weights: (G, P, V f²) for each of the G coarse cells, from its P predictors (V variables
             at its nearest cells) to its f² fine cells of every variable.
-        centres: (V, h, w) mean of each coarse cell.
+        centres: (V, h, w) mean of each coarse cell (of its anomaly, with a level).
         posterior: (G, P, P) covariance of the weights, in units of the error's variance.
         base: interpolation that is corrected.
         length: L.
         strength: a.
+        level: (V, h, w) weights of the cells in the mean that a variable is seen relative to;
+            all zero of one that is seen as it is; None: all are.
     """
 
     centres: Tensor
@@ -83,6 +93,7 @@ class LocalRidge:
     base: str
     length: float
     strength: float
+    level: Tensor | None = None
 
     @property
     def factor(self) -> int:
@@ -91,10 +102,27 @@ class LocalRidge:
 
     @classmethod
     def fit(
-        cls, coarse: Tensor, fine: Tensor, *, length: float, strength: float, base: str = "bicubic"
+        cls,
+        coarse: Tensor,
+        fine: Tensor,
+        *,
+        length: float,
+        strength: float,
+        base: str = "bicubic",
+        level: Tensor | None = None,
     ) -> LocalRidge:
         """Fit on coarse (T, V, h, w) and fine (T, V, H, W) fields, in model units."""
-        return next(iter(_fit_path(coarse, fine, [length], [strength], base)))
+        times = torch.arange(len(fine))
+        return next(iter(_fit_path(coarse, fine, times, [length], [strength], base, level)))
+
+    def of_level(self, coarse: Tensor) -> Tensor:
+        """The level of fields (B, V, h, w), (B, V, 1, 1); zero where there is none."""
+        return level_of(coarse, self.level)
+
+    def standardised(self, coarse: Tensor) -> Tensor:
+        """Fields (B, V, h, w) as the regression sees them: anomalies in units of their spread."""
+        seen = coarse - self.of_level(coarse)
+        return (seen - self.centres.to(coarse)) / self.scale.to(coarse)
 
     def predict(self, coarse: Tensor) -> Tensor:
         """Mean of the fine field given coarse (B, V, h, w): (B, V, H, W)."""
@@ -115,18 +143,19 @@ class LocalRidge:
 
     def _rows(self, coarse: Tensor) -> Tensor:
         """Standardised predictors (G, B, P) of every coarse cell."""
-        standard = (coarse - self.centres.to(coarse)) / self.scale.to(coarse)
         h, w = coarse.shape[-2:]
         near, _ = nearest_cells(h, w, self.weights.shape[1] // len(self.scale))
-        return _predictors(standard, near.to(coarse.device))
+        return _predictors(self.standardised(coarse), near.to(coarse.device))
 
     def describe(self) -> str:
         """In words."""
-        return f"local ridge, length {self.length:g} cells, strength {self.strength:g}"
+        seen = "" if self.level is None else " on anomalies"
+        return f"local ridge{seen}, length {self.length:g} cells, strength {self.strength:g}"
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint stores."""
-        return {
+        level = {} if self.level is None else {"level": self.level}
+        return level | {
             "posterior": self.posterior,
             "centres": self.centres,
             "scale": self.scale,
@@ -170,61 +199,94 @@ class CrossFit:
     errors: dict[str, float]
 
 
-def cross_fit(coarse: Tensor, fine: Tensor, config: MeanConfig) -> CrossFit:
+def level_of(coarse: Tensor, weights: Tensor | None) -> Tensor:
+    """Weighted mean of fields (B, V, h, w) over cells, (B, V, 1, 1); zero without weights."""
+    if weights is None:
+        return coarse.new_zeros(())
+    return (coarse * weights.to(coarse)).sum((-2, -1), keepdim=True)
+
+
+def cross_fit(
+    coarse: Tensor,
+    fine: Tensor,
+    config: MeanConfig,
+    level: Tensor | None = None,
+    scratch: Scratch | None = None,
+) -> CrossFit:
     """Choose L and a, fit on everything, and predict every block by a fit on the others.
 
     Args:
         coarse: (T, V, h, w) in time order.
         fine: (T, V, H, W).
         config: candidates and blocks.
+        level: see `LocalRidge`.
+        scratch: where the predictions go; fields are looked at in pieces.
     """
     candidates = list(itertools.product(config.lengths, config.strengths))
     errors = torch.zeros(len(candidates), dtype=torch.float64)
-    spread = fine.std(0).mean(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
+    spread = mean_and_spread(fine)[1].mean(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
     folds = list(blocks_with_gap(len(fine), config.blocks, config.gap))
     for train, held_out in folds:
-        fits = _fit_path(coarse[train], fine[train], config.lengths, config.strengths, config.base)
+        candidate = (config.lengths, config.strengths, config.base, level)
+        fits = _fit_path(coarse, fine, train, *candidate)
         for i, fitted in enumerate(fits):
-            error = (fitted.predict(coarse[held_out]) - fine[held_out]) / spread
-            errors[i] += error.double().square().mean() * len(held_out) / len(fine)
+            for rows in map(run_of, pieces(held_out, fine)):
+                error = (fitted.predict(coarse[rows]) - fine[rows]) / spread
+                errors[i] += error.square().sum() / fine.numel()
     length, strength = candidates[int(errors.argmin())]
-    fit = functools.partial(LocalRidge.fit, length=length, strength=strength, base=config.base)
-    mean, leverage = torch.empty_like(fine), torch.empty_like(coarse[:, 0])
+    mean = (scratch or Scratch()).empty(fine.shape)
+    leverage = torch.empty_like(coarse[:, 0])
     for train, held_out in folds:
-        fitted = fit(coarse[train], fine[train])
-        mean[held_out] = fitted.predict(coarse[held_out])
-        leverage[held_out] = fitted.leverage(coarse[held_out])
+        (fitted,) = _fit_path(coarse, fine, train, [length], [strength], config.base, level)
+        for rows in map(run_of, pieces(held_out, fine)):
+            mean[rows] = fitted.predict(coarse[rows])
+            leverage[rows] = fitted.leverage(coarse[rows])
     table = {
         f"L={length:g},a={strength:g}": float(error) ** 0.5
         for (length, strength), error in zip(candidates, errors, strict=True)
     }
-    return CrossFit(fit(coarse, fine), mean, leverage, table)
+    numbers: dict[str, Any] = {"length": length, "strength": strength, "base": config.base}
+    return CrossFit(LocalRidge.fit(coarse, fine, **numbers, level=level), mean, leverage, table)
 
 
 def _fit_path(
-    coarse: Tensor, fine: Tensor, lengths: Sequence[float], strengths: Sequence[float], base: str
+    coarse: Tensor,
+    fine: Tensor,
+    times: Tensor,
+    lengths: Sequence[float],
+    strengths: Sequence[float],
+    base: str,
+    level: Tensor | None = None,
 ) -> Iterator[LocalRidge]:
-    """Fits for every (length, strength); the Gram matrices are shared."""
+    """Fits at some times for every (length, strength); the Gram matrices are shared."""
     variables, h, w = coarse.shape[1:]
     factor = fine.shape[-1] // w
-    centres = coarse.mean(0)
-    scale = coarse.std(0).clamp_min(1e-6)
-    target = fine - upsample(coarse, factor, base)
-    intercept = target.mean(0)
-    rows = _to_blocks((target - intercept).double(), h, w, factor)
-    standard = ((coarse - centres) / scale).double()
+    seen = coarse[times] - level_of(coarse[times], level)
+    centres = seen.mean(0)
+    scale = _spread(seen)
+    total = torch.zeros(fine.shape[1:], dtype=torch.float64)
+    for rows in map(run_of, pieces(times, fine)):
+        total += (fine[rows] - upsample(coarse[rows], factor, base)).double().sum(0)
+    intercept = (total / len(times)).to(fine.dtype)
     for length in lengths:
         near, distance = nearest_cells(h, w, math.ceil(math.pi * (REACH * length) ** 2))
         root = torch.exp(-0.5 * distance / length).repeat(1, variables)[:, None]
-        predictors = _predictors(standard, near) * root
-        gram = predictors.transpose(1, 2) @ predictors
-        against = predictors.transpose(1, 2) @ rows
+        gram, against = torch.zeros(()), torch.zeros(())
+        for rows in map(run_of, pieces(times, fine)):
+            own = coarse[rows]
+            target = fine[rows] - upsample(own, factor, base) - intercept
+            standard = ((own - level_of(own, level) - centres) / scale).double()
+            predictors = _predictors(standard, near) * root
+            gram = gram + predictors.transpose(1, 2) @ predictors
+            target = _to_blocks(target.double(), h, w, factor)
+            against = against + predictors.transpose(1, 2) @ target
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
         for strength in strengths:
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + strength * eye))
             weights = (root.transpose(1, 2) * (inverse @ against)).to(fine.dtype)
             posterior = (root.transpose(1, 2) * inverse * root).to(fine.dtype)
-            yield LocalRidge(centres, scale, intercept, weights, posterior, base, length, strength)
+            numbers = (intercept, weights, posterior)
+            yield LocalRidge(centres, scale, *numbers, base, length, strength, level)
 
 
 @functools.lru_cache(maxsize=32)
@@ -250,6 +312,12 @@ def nearest_cells(h: int, w: int, count: int) -> tuple[Tensor, Tensor]:
         index.append(flat.gather(1, order[:, :count]))
         distance.append(near[:, :count])
     return torch.cat(index), torch.cat(distance)
+
+
+def _spread(seen: Tensor) -> Tensor:
+    """Standard deviation (V, h, w) in time; 1 of cells that never vary, whatever the rounding."""
+    scale = seen.std(0)
+    return torch.where(scale > 1e-6 * seen.abs().amax(0), scale, torch.ones_like(scale))
 
 
 def _window(length: int, side: int) -> Tensor:

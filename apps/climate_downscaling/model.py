@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from apps.climate_downscaling.config import Config, parse_config
-from apps.climate_downscaling.conserve import block_mean, project
+from apps.climate_downscaling.conserve import block_mean, project, upsample_nearest
 from apps.climate_downscaling.dispersion import Dispersion
 from apps.climate_downscaling.families import Condition, family_config, sampler_of
 from apps.climate_downscaling.field import Field, Variable
@@ -97,6 +97,9 @@ class DownscalingModel:
         self.transforms = Transforms.of(self.names, self.config.transforms, **options)
         area = torch.from_numpy(self.fine_grid.area_weights())
         self.weights = area * self.valid
+        if self.factor:  # blocks without data: any weights, but no 0 / 0
+            dead = ~upsample_nearest(self.needs, self.factor)
+            self.weights = torch.where(dead, area, self.weights)
 
     @property
     def needs(self) -> Tensor:
@@ -127,7 +130,8 @@ class DownscalingModel:
     def predictors(self, coarse: Tensor) -> Tensor:
         """Transformed coarse fields (B, V, h, w); cells without data stand at their mean."""
         x = self.transforms.coarse(coarse)
-        return torch.where(self.needs.to(x.device), x, self.mean.centres.to(x))
+        usual = self.mean.centres.to(x) + self.mean.of_level(x)
+        return torch.where(self.needs.to(x.device), x, usual)
 
     def standardised(self, predictors: Tensor) -> Tensor:
         """Predictors (B, V, h, w) in units of their training spread, cell by cell."""
@@ -136,7 +140,7 @@ class DownscalingModel:
     def uncertainty(self, predictors: Tensor, mean: Tensor) -> Tensor:
         """S (B, V, H, W), given predictors (B, V, h, w) and μ of them."""
         leverage = self.mean.leverage(predictors)
-        return self.dispersion(predictors, self.standardised(predictors), mean, leverage)
+        return self.dispersion(predictors, self.mean.standardised(predictors), mean, leverage)
 
     def context(
         self, coarse: Tensor, predictors: Tensor, mean: Tensor, scale: Tensor, clock: Tensor
@@ -175,8 +179,8 @@ class DownscalingModel:
         centre, spread, increment = self.context_scale.to(mean)[:, :, None, None]
         near = upsample(predictors, self.factor, "nearest")
         fields = [
-            upsample(self.standardised(predictors), self.factor, "bilinear"),
-            (near - centre) / spread,
+            upsample(self.mean.standardised(predictors), self.factor, "bilinear"),
+            (near - self.mean.of_level(predictors) - centre) / spread,
             (mean - near) / increment,
         ]
         if self.transforms.dry_channels:
@@ -214,10 +218,7 @@ class DownscalingModel:
         Returns:
             (M, B, V, H, W) in canonical units; NaN where there are no data.
         """
-        x = self.predictors(coarse)
-        mean = self.mean.predict(x)
-        scale = self.uncertainty(x, mean)
-        context = self.context(coarse, x, mean, scale, clock)
+        mean, scale, context = self.conditions(coarse, clock)
         options: dict[str, Any] = {
             "sampler": self.sampler(sampler),
             "generator": generator,
@@ -227,9 +228,22 @@ class DownscalingModel:
         else:
             from apps.climate_downscaling.constraints import draw_given
 
-            facts = (self.trained, seen, self.transforms, context, mean, self._inflated(scale))
+            facts = (self.trained, seen, self.transforms, context, mean, self.inflated(scale))
             drawn = draw_given(*facts, members=members, **options)
-        fine = self.transforms.inverse(mean + scale * self._inflated(drawn))
+        return self.finished(mean + scale * self.inflated(drawn), coarse, conserve)
+
+    def conditions(
+        self, coarse: Tensor, clock: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """μ and s (B, V, H, W) of coarse fields (B, V, h, w), and the context of the residual."""
+        x = self.predictors(coarse)
+        mean = self.mean.predict(x)
+        scale = self.uncertainty(x, mean)
+        return mean, scale, self.context(coarse, x, mean, scale, clock)
+
+    def finished(self, z: Tensor, coarse: Tensor, conserve: bool) -> Tensor:
+        """Fields z (..., B, V, H, W) of the model in canonical units; NaN where no data are."""
+        fine = self.transforms.inverse(z)
         if conserve:
             fine = self._conserve(fine, coarse)
         return torch.where(self.valid.to(fine.device), fine, torch.nan)
@@ -239,7 +253,8 @@ class DownscalingModel:
         own = sampler_of(self.trained, self.config.residual.sampler)
         return own if own is None else {**own, **(over or {})}
 
-    def _inflated(self, drawn: Tensor) -> Tensor:
+    def inflated(self, drawn: Tensor) -> Tensor:
+        """Residuals, or their scale, times the model's factor."""
         return self.inflation.to(drawn)[:, None, None] * drawn
 
     def _conserve(self, fine: Tensor, coarse: Tensor) -> Tensor:

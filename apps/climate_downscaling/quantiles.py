@@ -13,6 +13,7 @@ References: Panofsky and Brier (1968); Cannon et al. (2015) doi:10.1175/JCLI-D-1
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -61,26 +62,44 @@ def adjust(
     amount = threshold is not None
     series = [values, history, reference]
     if threshold is not None:
-        series = [_wetted(x, threshold, seed + k) for k, x in enumerate(series)]
+        series = [wetted(x, threshold, seed + k) for k, x in enumerate(series)]
     result = np.array(series[0], np.float64)
     tau = (np.arange(levels) + 0.5) / levels
-    places = np.floor(season[0] * GROUPS).astype(int)
-    for group in np.unique(places):
-        centre = (group + 0.5) / GROUPS
-        near = [_near(s, centre, window) for s in season]
-        if not all(rows.any() for rows in near):
-            raise AleatorError(
-                f"no days within {window * 365.25 / 2:.0f} days of day {centre * 365.25:.0f} of "
-                "the year in one of the series: give data of the same season, or a wider window"
-            )
+    for rows, near in pieces(season, window):
         own, then, wanted = (
-            np.quantile(x[rows], tau, axis=0) for x, rows in zip(series, near, strict=True)
+            np.quantile(x[days], tau, axis=0) for x, days in zip(series, near, strict=True)
         )
-        rows = np.flatnonzero(places == group)
         result[rows] = _mapped(series[0][rows], own, then, wanted, method, amount)
     if threshold is not None:
         result = np.where(result < threshold, 0.0, result)
     return result.astype(values.dtype)
+
+
+def pieces(
+    season: Sequence[np.ndarray], window: float
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Pieces of the year: days of the first series in one, and days of each around its middle.
+
+    Args:
+        season: places in the year of some series, in [0, 1).
+        window: of the year, centred.
+
+    Yields:
+        positions of days of the first series, and for each series (T,) which of its days count.
+
+    Raises:
+        AleatorError: a piece without days in one of the series.
+    """
+    places = np.floor(season[0] * GROUPS).astype(int)
+    for group in np.unique(places):
+        centre = (group + 0.5) / GROUPS
+        near = [_near(s, centre, window) for s in season]
+        if not all(days.any() for days in near):
+            raise AleatorError(
+                f"no days within {window * 365.25 / 2:.0f} days of day {centre * 365.25:.0f} of "
+                "the year in one of the series: give data of the same season, or a wider window"
+            )
+        yield np.flatnonzero(places == group), near
 
 
 def _mapped(
@@ -104,7 +123,7 @@ def _mapped(
     return out.reshape(shape)
 
 
-def _wetted(x: np.ndarray, threshold: float, seed: int) -> np.ndarray:
+def wetted(x: np.ndarray, threshold: float, seed: int) -> np.ndarray:
     """Dry days as random numbers from a thousandth of the threshold up to it.
 
     Their logarithms are uniform, so that a ratio of wet quantiles makes few dry days wet.

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from apps.climate_downscaling.config import Config
+from apps.climate_downscaling.conserve import block_mean
 from apps.climate_downscaling.dispersion import Dispersion
 from apps.climate_downscaling.families import sampler_of
-from apps.climate_downscaling.mean import cross_fit, upsample
+from apps.climate_downscaling.mean import cross_fit, level_of, upsample
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.ood import OutOfDistribution
 from apps.climate_downscaling.patches import Windows
 from apps.climate_downscaling.preprocessing import Transforms
+from apps.climate_downscaling.scratch import BUFFER, Scratch, pieces, run_of
 from apps.climate_downscaling.training_data import (
     Prepared,
     clock_of,
@@ -31,13 +33,15 @@ from apps.climate_downscaling.training_data import (
     static_fields,
     valid_cells,
 )
-from core.data import batch_indices
+from core.data import batch_indices, chunked_batch_indices
 from core.errors import AleatorError
 from core.evaluation import crps_ensemble
 from core.model import GenerativeModel
 from core.random import keyed_generator
 from core.training import Batches
 
+MOST_VALUES = 2**25
+"""Of a field that is looked at whole, at once: errors of the mean, residuals to judge with."""
 OWN_SHARE = 0.25
 """How often a batch is of the model's own position rather than of a shifted one."""
 
@@ -53,6 +57,7 @@ class View:
         mean: (T, V, H, W) cross-fitted μ.
         scale: (T, V, H, W) s.
         clock: (T, K).
+        chunk: neighbouring times that are read together; None where any order is as good.
     """
 
     model: DownscalingModel
@@ -61,6 +66,7 @@ class View:
     mean: Tensor
     scale: Tensor
     clock: Tensor
+    chunk: int | None = None
 
     def residual(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Normalised residuals (B, V, H, W); zero where there are no data."""
@@ -74,32 +80,45 @@ class View:
         return self.model.context(coarse, x, mean, scale, self.clock[index])
 
 
-def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
+def fit_view(
+    prepared: Prepared, config: Config, part: slice, scratch: Scratch | None = None
+) -> View:
     """Fit everything but the residual's model: mask, transforms, regression, dispersion, OOD.
 
     Args:
         prepared: the data.
         config: settled options.
         part: time steps to fit on.
+        scratch: where fields go; in memory if None.
 
     Raises:
         AleatorError: gaps that come and go, or too few times.
     """
-    fine, coarse = prepared.arrays(part)
+    scratch = scratch or Scratch()
+    fine, coarse = prepared.arrays(part, scratch)
     valid = valid_cells(fine, prepared.fine.source)
     fine, coarse = fill_missing(fine, coarse, valid)
     transforms = Transforms.of(config.variables, config.transforms, ordered=config.ordered)
     if transforms.order:
         transforms.order.refuse_crossed(fine, config.variables, prepared.fine.source)
     x = transforms.coarse(coarse)
-    z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
-    fitted = cross_fit(x, z, config.mean)
+    z, stream = scratch.empty(fine.shape), keyed_generator(config.fit.seed, -2)
+    for rows in map(run_of, pieces(len(fine), fine)):
+        z[rows] = transforms.forward(fine[rows], stream)
+    level = _level(valid, config.factor, transforms) if config.mean.anomalies else None
+    if level is not None:  # cells without data have no anomaly
+        needed = level.amax(0) > 0
+        x = torch.where(needed, x, level_of(x, level))
+    fitted = cross_fit(x, z, config.mean, level, scratch)
     regression, mean = fitted.ridge, fitted.mean
-    standard = (x - regression.centres) / regression.scale
-    error = (z - mean) * valid
-    folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
-    dispersion = Dispersion.fit(error, x, standard, mean, fitted.leverage, **folds)
-    increment = (mean - upsample(x, config.factor, "nearest")).std((0, 2, 3)).clamp_min(1e-6)
+    standard, seen = regression.standardised(x), x - regression.of_level(x)
+    some = _some_times(fine)
+    error = (z[some] - mean[some]) * valid
+    gap = math.ceil(config.mean.gap * len(error) / len(fine))  # of the times looked at
+    known = (x[some], standard[some], mean[some], fitted.leverage[some])
+    dispersion = Dispersion.fit(error, *known, blocks=config.mean.blocks, gap=gap)
+    increment = mean[some] - upsample(x[some], config.factor, "nearest")
+    increment = increment.std((0, 2, 3)).clamp_min(1e-6)
     extra = config.residual.channels
     clock = clock_of(prepared.fine.times[part], extra)
     model = DownscalingModel(
@@ -113,16 +132,46 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
         mean=regression,
         dispersion=_floored(dispersion, valid),
         context_scale=torch.stack(
-            [x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp_min(1e-6), increment]
+            [seen.mean((0, 2, 3)), seen.std((0, 2, 3)).clamp_min(1e-6), increment]
         ),
         inflation=torch.ones(len(config.variables)),
         persistence=torch.full((len(config.variables),), torch.nan),
         time_step=0,
-        ood=OutOfDistribution.fit(standard),
+        ood=OutOfDistribution.fit((x - regression.centres) / regression.scale),
     )
-    scale = model.dispersion(x, standard, mean, fitted.leverage)
+    scale = scratch.empty(fine.shape)
+    for rows in map(run_of, pieces(len(fine), fine)):
+        scale[rows] = model.dispersion(x[rows], standard[rows], mean[rows], fitted.leverage[rows])
     hours = clock_vector(prepared.fine, clock, part.start, part.stop)
-    return View(model, fine, coarse, mean, scale, hours)
+    return View(model, fine, coarse, mean, scale, hours, scratch.chunk)
+
+
+def _level(valid: Tensor, factor: int, transforms: Transforms) -> Tensor:
+    """Weights (V, h, w) of the coarse cells in the level of a variable; no amount has one.
+
+    Raises:
+        AleatorError: all are amounts.
+    """
+    if all(transforms.nonnegative):
+        raise AleatorError(
+            "mean.anomalies: amounts (pr) have no level that could move; leave it out"
+        )
+    needed = (block_mean(valid.float(), factor) > 0).float()
+    fixed = transforms.order.differences if transforms.order else ()
+    moving = torch.tensor([not n and v not in fixed for v, n in enumerate(transforms.nonnegative)])
+    return (needed / needed.sum()) * moving[:, None, None]
+
+
+def _some_times(fine: Tensor) -> slice | Tensor:
+    """All times, or as many, evenly spread, as features of their dispersion fit into memory."""
+    most = _most_times(fine)
+    if len(fine) <= most:
+        return slice(None)
+    return torch.linspace(0, len(fine) - 1, most).long().unique()
+
+
+def _most_times(fine: Tensor) -> int:
+    return max(32, MOST_VALUES // math.prod(fine.shape[1:]))
 
 
 def note_persistence(view: View, keys: np.ndarray, most: int = 4096) -> None:
@@ -135,6 +184,7 @@ def note_persistence(view: View, keys: np.ndarray, most: int = 4096) -> None:
     """
     model = view.model
     model.time_step = int(np.median(np.diff(keys)))
+    most = min(most, _most_times(view.fine))
     index = torch.arange(max(0, len(keys) - most), len(keys))
     r = view.residual(index, keyed_generator(model.config.fit.seed, -3)).double()
     pairs = torch.from_numpy(np.flatnonzero(np.diff(keys[index.numpy()]) == model.time_step))
@@ -144,7 +194,9 @@ def note_persistence(view: View, keys: np.ndarray, most: int = 4096) -> None:
     model.persistence = correlation.clamp(0, 0.99).float()
 
 
-def shifted_views(prepared: Prepared, own: View, part: slice, count: int) -> list[View]:
+def shifted_views(
+    prepared: Prepared, own: View, part: slice, count: int, scratch: Scratch | None = None
+) -> list[View]:
     """Views from `count` other positions of the coarse grid, spread over the block.
 
     Raises:
@@ -164,7 +216,8 @@ def shifted_views(prepared: Prepared, own: View, part: slice, count: int) -> lis
     config = dataclasses.replace(own.model.config, mean=fixed)
     places = torch.linspace(1, factor**2 - 1, count).round().long().tolist()
     return [
-        fit_view(shifted(prepared, p // factor, p % factor, factor), config, part) for p in places
+        fit_view(shifted(prepared, p // factor, p % factor, factor), config, part, scratch)
+        for p in places
     ]
 
 
@@ -185,7 +238,10 @@ def make_batches(views: Sequence[View], fitted_steps: int) -> Batches:
         view = views[0]
         if len(views) > 1 and torch.rand((), generator=generator) > OWN_SHARE:
             view = views[int(torch.randint(1, len(views), (), generator=generator))]
-        index = batch_indices(seed, step, size, fitted_steps)
+        if view.chunk is None:
+            index = batch_indices(seed, step, size, fitted_steps)
+        else:
+            index = chunked_batch_indices(seed, step, size, fitted_steps, view.chunk, BUFFER)
         r = view.residual(index, generator)
         if mix:
             angle = torch.rand(len(r), 1, 1, 1, generator=generator) * mix * math.pi / 2
@@ -245,7 +301,8 @@ class Validation:
     def of(cls, view: View, first: int, last: int, times: int) -> Validation:
         """At most `times` steps, evenly spread over first ... last - 1."""
         model, config = view.model, view.model.config
-        index = torch.linspace(first, last - 1, min(times, last - first)).long().unique()
+        times = min(times, last - first, _most_times(view.fine))
+        index = torch.linspace(first, last - 1, times).long().unique()
         truth = view.residual(index, keyed_generator(config.fit.seed, -1))
         fields = [truth, view.mean[index], view.scale[index], view.fine[index]]
         fields.append(model.valid.expand(len(index), 1, -1, -1))

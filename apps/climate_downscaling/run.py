@@ -18,18 +18,19 @@ import xarray as xr
 from apps.climate_downscaling.data import open_field
 from apps.climate_downscaling.downscale import (
     Downscaler,
-    Job,
     bundled_model,
     open_input,
     sample_training,
 )
 from apps.climate_downscaling.field import Field, show_time
 from apps.climate_downscaling.grid import match
+from apps.climate_downscaling.job import Job
 from apps.climate_downscaling.ood import WARN_ABOVE
 from apps.climate_downscaling.output import create_store, exporter
 from apps.climate_downscaling.remap import METHODS
 from apps.climate_downscaling.stations import Stations, describe_stations
 from apps.climate_downscaling.template import OOD
+from apps.climate_downscaling.time_means import TimeMeans
 from core.errors import AleatorError
 from core.report import command_line
 from core.streaming import PartialStore, stream
@@ -54,6 +55,8 @@ class Request:
     coherent: bool = False
     observations: str | None = None
     observation_error: tuple[tuple[str, float], ...] = ()
+    time_means: str | None = None
+    time_mean_error: tuple[tuple[str, float], ...] = ()
     workers: int | None = None
     scheduler: str | None = None
     chunk: int | None = None
@@ -67,6 +70,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise AleatorError(f"--{name} {value}: at least one is needed")
+        if self.observations is not None and self.time_means is not None:
+            raise AleatorError("give either --observations or --time-means, not both")
         if self.regrid is not None and self.regrid not in METHODS:
             raise AleatorError(f"--regrid {self.regrid}: known are {', '.join(METHODS)}")
         exporter(self.output)
@@ -98,7 +103,10 @@ def run(request: Request, say: Say = print) -> Path:
     stations = downscaler.stations(request.observations, dict(request.observation_error))
     if stations is not None:
         say(describe_stations(stations, field))
-    store = _compute(request, downscaler, field, stations)
+    means = downscaler.time_means(request.time_means, dict(request.time_mean_error))
+    if means is not None:
+        say(means.describe(field))
+    store = _compute(request, downscaler, field, stations, means)
     output = store.finish(exporter(request.output))
     say(f"wrote {request.output}: {request.members} members, model {downscaler.model.fingerprint}")
     _warn(output, field, say)
@@ -116,7 +124,11 @@ def run(request: Request, say: Say = print) -> Path:
 
 
 def _compute(
-    request: Request, downscaler: Downscaler, field: Field, stations: Stations | None
+    request: Request,
+    downscaler: Downscaler,
+    field: Field,
+    stations: Stations | None,
+    means: TimeMeans | None,
 ) -> PartialStore:
     """Fill a partial store, or what is missing of it."""
     chunk = min(request.chunk or _chunk(request, downscaler), len(field))
@@ -130,6 +142,7 @@ def _compute(
         length=len(field),
         job={"input": field.fingerprint(), "model": downscaler.model.fingerprint, **options}
         | ({"observations": stations.fingerprint()} if stations else {})
+        | ({"time_means": means.fingerprint()} if means else {})
         | ({"regrid": request.regrid} if request.regrid else {}),
         create=lambda path: create_store(described, path),
         overwrite=request.overwrite,
@@ -141,6 +154,7 @@ def _compute(
     job = Job(
         *(folder, sources, request.time_range, request.device, threads, request.regrid),
         stations=stations,
+        means=means,
         **options,
     )
     if workers == 1 and request.scheduler is None:

@@ -7,6 +7,8 @@ training period; residuals come from regressions that have not seen the times th
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -31,6 +33,7 @@ from apps.climate_downscaling.residuals import (
     note_persistence,
     shifted_views,
 )
+from apps.climate_downscaling.scratch import scratch_for
 from apps.climate_downscaling.training_data import Prepared
 from core.cards import write_card
 from core.errors import AleatorError
@@ -42,6 +45,8 @@ from core.training import Fitted, fit
 Say = Callable[[object], None]
 LONG_ENOUGH = 1000
 """Training fields from which context="auto" conditions on the coarse field."""
+MOST_SCORED = 2**29
+"""Values of members that are held for the test scores."""
 
 
 def train(
@@ -82,19 +87,28 @@ def train(
     started = time.monotonic()
     part = prepared.train
     config = settle(config, part.stop - part.start, prepared.fine.grid.shape)
-    own = (fit_prognosis if config.predictors.files else fit_view)(prepared, config, part)
+    work = output / "training"
+    own_fields = work / f"fields{os.environ.get('LOCAL_RANK', '')}"  # of this process of several
+    scratch = scratch_for(own_fields, _values(prepared, config, part), config.memory)
+    if scratch.folder is not None:
+        shutil.rmtree(scratch.folder, ignore_errors=True)
+        say(f"more than {config.memory:g} GiB of fields: they go to {scratch.folder}")
+    if config.predictors.files:
+        own = fit_prognosis(prepared, config, part)
+    else:
+        own = fit_view(prepared, config, part, scratch)
     model = own.model
     note_persistence(own, prepared.fine.time_keys()[part])
     for line in model.describe():
         say(line)
-    views = [own, *shifted_views(prepared, own, part, config.residual.positions or 0)]
+    positions = config.residual.positions or 0
+    views = [own, *shifted_views(prepared, own, part, positions, scratch)]
     torch.manual_seed(seed)
     residual = build(model.residual_config(config.residual.crop))
     say(f"residual: {_words(model, residual)}, {len(views)} positions of the coarse grid")
     steps, learnt = len(own.fine), fitted_steps(len(own.fine), config)
     first = learnt + config.split.gap if config.split.validation_fraction else steps
     score = Validation.of(own, first, steps, 32).score if first < steps else None
-    work = output / "training"
     fitted = fit(
         residual,
         make_batches(views, learnt),
@@ -120,6 +134,14 @@ def train(
     shutil.rmtree(work)
     say(f"{output}: model {saved.fingerprint}, best at step {fitted.best_step}")
     return dataclasses.replace(model, fingerprint=saved.fingerprint, card=card)
+
+
+def _values(prepared: Prepared, config: Config, part: slice) -> int:
+    """Values of all fields of a training: data, their transform, mean and scale of every view."""
+    if config.predictors.files:
+        return 0
+    views = 1 + (config.residual.positions or 0)
+    return 4 * views * (part.stop - part.start) * math.prod(prepared.fine.shape[1:])
 
 
 def on_domain(model: DownscalingModel, trained: GenerativeModel) -> GenerativeModel:
@@ -171,6 +193,11 @@ def judge(
     test = prepared.test
     if test.start == test.stop:
         return []
+    a_time = members * math.prod(prepared.fine.shape[1:])
+    most = max(1, MOST_SCORED // a_time)
+    if test.stop - test.start > most:
+        test = slice(test.start, test.start + most)
+        say(f"the test part is long: its first {most} steps are scored")
     say(f"scoring the test part, {test.stop - test.start} steps, {members} members")
     drawn = ensemble(
         model, prepared.coarse, test.start, test.stop, members=members, seed=0, device=device

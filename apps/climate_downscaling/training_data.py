@@ -21,6 +21,7 @@ from apps.climate_downscaling.data import Source, open_field, open_statics
 from apps.climate_downscaling.derived import derived_fields
 from apps.climate_downscaling.field import Field, show_time, time_keys
 from apps.climate_downscaling.grid import Grid, match
+from apps.climate_downscaling.scratch import Scratch, pieces, run_of
 from apps.climate_downscaling.sun import sun_of
 from core.data import chronological_split
 from core.errors import AleatorError
@@ -44,13 +45,21 @@ class Prepared:
     test: slice
     domain: Grid
 
-    def arrays(self, part: slice) -> tuple[Tensor, Tensor]:
-        """Fine (T, V, H, W) and coarse (T, V, h, w) values, NaN where there are no data."""
-        fine, coarse = (
-            field.read(part.start, part.stop, allow_missing=True)
-            for field in (self.fine, self.coarse)
-        )
-        return torch.from_numpy(fine), torch.from_numpy(coarse)
+    def arrays(self, part: slice, scratch: Scratch | None = None) -> tuple[Tensor, Tensor]:
+        """Fine (T, V, H, W) and coarse (T, V, h, w) values, NaN where there are no data.
+
+        Those that go into a `scratch` are read in pieces.
+        """
+        steps = part.stop - part.start
+        shapes = [(steps, *field.shape[1:]) for field in (self.fine, self.coarse)]
+        fine = (scratch or Scratch()).empty(shapes[0])
+        coarse = torch.empty(shapes[1])
+        for rows in map(run_of, pieces(steps, fine)):
+            assert isinstance(rows, slice)
+            window = (part.start + rows.start, part.start + rows.stop)
+            for field, values in ((self.fine, fine), (self.coarse, coarse)):
+                values[rows] = torch.from_numpy(field.read(*window, allow_missing=True))
+        return fine, coarse
 
     def fingerprint(self) -> str:
         """Of the data that a model is trained on: the fine ones, and predictors of their own."""
@@ -155,11 +164,14 @@ def valid_cells(fine: Tensor, source: str) -> Tensor:
     Raises:
         AleatorError: gaps that come and go, or no data at all.
     """
-    missing = fine.isnan().any(1)
-    always = missing.all(0)
-    sometimes = missing.any(0) & ~always
+    always = torch.ones(fine.shape[-2:], dtype=torch.bool)
+    ever = ~always
+    for rows in pieces(len(fine), fine):
+        missing = fine[run_of(rows)].isnan().any(1)
+        always, ever = always & missing.all(0), ever | missing.any(0)
+    sometimes = ever & ~always
     if sometimes.any():
-        step = int(missing[:, sometimes].any(1).nonzero()[0, 0])
+        step = next(t for t, f in enumerate(fine) if f.isnan().any(0)[sometimes].any())
         raise AleatorError(
             f"{source}: {int(sometimes.sum())} cells are missing at some training times only "
             f"(first at step {step}); fill them, or cut these times out: a mask must not change"
@@ -170,13 +182,19 @@ def valid_cells(fine: Tensor, source: str) -> Tensor:
 
 
 def fill_missing(fine: Tensor, coarse: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Give cells without data values that change nothing: the block's, or the overall mean."""
+    """Give cells without data values that change nothing: the block's, or the overall mean.
+
+    `fine` is changed in place, where it lacks any.
+    """
     factor = fine.shape[-1] // coarse.shape[-1]
     has_data = block_mean(valid.to(coarse), factor) > 0
     overall = coarse[..., has_data].mean((0, -1))[:, None, None]
     coarse = torch.where(has_data, coarse, overall)
-    up = coarse.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-    return torch.where(valid, fine, up), coarse
+    if not valid.all():
+        for rows in map(run_of, pieces(len(fine), fine)):
+            up = coarse[rows].repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+            fine[rows] = torch.where(valid, fine[rows], up)
+    return fine, coarse
 
 
 def static_fields(

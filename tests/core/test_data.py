@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
-from core.data import Standardizer, batch_indices, chronological_split
+from core.data import (
+    Standardizer,
+    batch_indices,
+    chronological_split,
+    chunked_batch_indices,
+)
 from core.errors import AleatorError
 
 
@@ -56,3 +61,26 @@ def test_batches_depend_on_seed_and_epoch():
     assert not torch.equal(first, batch_indices(1, 0, 64, 64))
     assert not torch.equal(first, batch_indices(0, 1, 64, 64))
     assert torch.equal(first, batch_indices(0, 0, 64, 64))
+
+
+def test_batches_of_chunks_see_every_example_once_and_few_chunks_at_once():
+    size, chunk, buffer, batch = 1000, 10, 5, 25
+    epochs = []
+    for epoch in range(2):
+        steps = range(epoch * 40, (epoch + 1) * 40)
+        found = [chunked_batch_indices(7, s, batch, size, chunk, buffer) for s in steps]
+        assert sorted(torch.cat(found).tolist()) == list(range(size))
+        for pair in zip(found[::2], found[1::2], strict=True):  # a buffer is two batches
+            assert len(set((torch.cat(pair) // chunk).tolist())) == buffer
+            assert len(set((pair[0] // chunk).tolist())) > 2  # and its chunks are mixed
+        epochs.append(torch.cat(found))
+    assert not torch.equal(*epochs)
+    again = chunked_batch_indices(7, 3, batch, size, chunk, buffer)
+    assert torch.equal(again, epochs[0][75:100])
+
+
+def test_what_fits_into_a_buffer_is_shuffled_as_a_whole():
+    for step in range(9):
+        assert torch.equal(
+            chunked_batch_indices(1, step, 8, 50, 10, 5), batch_indices(1, step, 8, 50)
+        )
