@@ -28,7 +28,9 @@ from core.model import (
 )
 from core.nets.conditions import Conditions
 from core.random import Generators, rand, randn
-from core.transforms.base import Transform
+from core.transforms.base import Composition, Flatten, Inverse, Transform
+from core.transforms.linear import ActNorm
+from core.transforms.logit import Logit
 
 
 class Flow(GenerativeModel):
@@ -47,6 +49,8 @@ class Flow(GenerativeModel):
         conditions: Conditions | None = None,
         levels: int | None = None,
         probes: int = 8,
+        logit: float | None = None,
+        standardised: bool = False,
     ) -> None:
         """Assemble.
 
@@ -68,7 +72,13 @@ class Flow(GenerativeModel):
             raise AleatorError(f"levels={levels}: integers need at least two values")
         if probes < 2:
             raise AleatorError(f"probes={probes}: a standard error needs at least two")
-        self.transform = transform
+        if logit is not None and levels is None:
+            raise AleatorError("logit is for integers: give their number of levels")
+        first: list[Transform] = [] if logit is None else [Logit(logit)]
+        if standardised:
+            flat = Flatten(event_shape)
+            first += [flat, ActNorm(math.prod(event_shape)), Inverse(flat)]
+        self.transform = Composition([*first, transform]) if first else transform
         self.event_shape = torch.Size(event_shape)
         self.context_shape = None if context_shape is None else torch.Size(context_shape)
         self.conditions = conditions
