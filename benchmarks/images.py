@@ -12,8 +12,8 @@ Seconds are those that this process computed, so that other work on the machine 
 A training that is done is kept, as a line of OUT/images_rows.partial, and not repeated: run it
 again after an interruption, or for the other data set with other seconds.
 
-    python benchmarks/images.py --data FOLDER --sets digits --seconds 45 --hybrid-seconds 20
-    python benchmarks/images.py --data FOLDER --sets mnist --seconds 90 --hybrid-seconds 30
+    python benchmarks/images.py --data FOLDER --sets digits --seconds 30 --hybrid-seconds 15
+    python benchmarks/images.py --data FOLDER --sets mnist --seconds 60 --hybrid-seconds 25
 """
 
 from __future__ import annotations
@@ -297,16 +297,18 @@ class Log:
         print(json.dumps(row), flush=True)
 
     def tables(self) -> list[Table]:
-        """All rows, as the two tables."""
+        """The longest training of each kind, as the two tables."""
+        longest = {}
+        for row in sorted(self.rows.values(), key=lambda row: row["key"][-1]):
+            longest[tuple(row["key"][:-1])] = row
         flows, trunks = [], {}
-        for row in self.rows.values():
-            kind, data, name, *rest = row["key"]
+        for (kind, data, name, *rest), row in longest.items():
             if kind == "flow":
                 flows.append({"data": data, "flow": name, **row})
                 continue
-            word, seconds = rest
-            its = trunks.setdefault((data, name, seconds), {"data": data, "trunk": name})
-            its |= {"seconds": seconds} | {
+            (word,) = rest
+            its = trunks.setdefault((data, name), {"data": data, "trunk": name})
+            its |= {"seconds": row["key"][-1]} | {
                 key if key.startswith("of ") else f"{key} {word}": row[key]
                 for key in ("accuracy", "bpd", "steps", *SCORES)
                 if key in row
