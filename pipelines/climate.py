@@ -35,6 +35,21 @@ Settings = Annotated[
     typer.Option("--set", metavar="A.B=C", help="Override one value of the config; repeatable."),
 ]
 
+Region = Annotated[
+    str | None,
+    typer.Option(metavar="LAT0:LAT1,LON0:LON1", help="Only this part of DATA, e.g. 36:44,-10:4."),
+]
+Predictors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--predictors",
+        metavar="FILE",
+        help="Learn from this file (say, a reanalysis) instead of block means of DATA; "
+        "repeat for several files. Grids may differ; the first one's is used.",
+    ),
+]
+Factor = Annotated[int | None, typer.Option(help="Fine cells per side of a coarse cell.")]
+
 Workers = Annotated[
     int | None, typer.Option(help="Worker processes on this machine; 1 runs in this process.")
 ]
@@ -72,6 +87,14 @@ def downscale(
     ] = None,
     seed: Seed = 0,
     time_range: TimeRange = None,
+    regrid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="bilinear, conservative or nearest: remap input that is on another grid than "
+            "the model's, which is refused otherwise.",
+        ),
+    ] = None,
     conserve: Annotated[
         bool,
         typer.Option(help="Make every member's coarse-cell means equal the input exactly."),
@@ -108,6 +131,7 @@ def downscale(
         steps=steps,
         seed=seed,
         time_range=time_range,
+        regrid=regrid,
         conserve=conserve,
         coherent=coherent,
         observations=observations,
@@ -172,41 +196,58 @@ def adapt(
 @app.command()
 @friendly
 def prepare(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Fine NetCDF, Zarr or GRIB.")],
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="Fine NetCDF, Zarr (also a URL), GRIB, or stations."),
+    ],
     variables: Annotated[str, typer.Option(help="Comma-separated CF names, e.g. tas or tas,pr.")],
-    factor: Annotated[int, typer.Option(help="Fine cells per side of a coarse cell.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Zarr folder to write.")],
+    factor: Factor = None,
+    predictors: Predictors = None,
+    time_range: TimeRange = None,
+    region: Region = None,
     settings: Settings = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Coarsen conservatively, split into train and test, fit the normaliser; write it as Zarr."""
+    """Bring fine data and what they are learnt from together, split and normalised, as one Zarr.
+
+    With --factor the fine data are coarsened conservatively; with --predictors, files on grids of
+    their own are brought onto one grid and to the times that all have.
+    """
     from apps.climate_downscaling.config import read_config
     from apps.climate_downscaling.prepare import prepare as run
 
-    config = read_config(None, overrides(settings or []), variables=variables, factor=factor)
+    config = read_config(
+        None,
+        overrides(settings or []),
+        variables=variables,
+        factor=factor,
+        predictors=predictors or (),
+        time_range=time_range,
+        region=region,
+    )
     say(run(data, output, config, overwrite=overwrite))
 
 
 @app.command()
 @friendly
 def train(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Fine data, or what prepare wrote.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="Fine data, stations (CSV, NetCDF), or what prepare wrote, which knows variables "
+            "and what it is learnt from.",
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the trained model.")],
     variables: Annotated[
         str | None, typer.Option(help="Comma-separated CF names, e.g. tas or tas,pr.")
     ] = None,
-    factor: Annotated[
-        int | None, typer.Option(help="Fine cells per side of a coarse cell.")
-    ] = None,
-    predictors: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--predictors",
-            metavar="FILE",
-            help="Learn from this file (say, a reanalysis) instead of block means of DATA; "
-            "repeat for several files. Grids may differ; the first one's is used.",
-        ),
-    ] = None,
+    factor: Factor = None,
+    predictors: Predictors = None,
+    time_range: TimeRange = None,
+    region: Region = None,
     config: Annotated[Path | None, typer.Option(help="JSON file with the configuration.")] = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -223,6 +264,7 @@ def train(
     tell observations from a reanalysis (perfect prognosis), and may then be driven by any model.
     """
     from apps.climate_downscaling.config import read_config
+    from apps.climate_downscaling.prepare import stored_settings
     from apps.climate_downscaling.train import train as run
 
     shared = [] if devices is None else [f"fit.devices={devices}"]
@@ -232,6 +274,9 @@ def train(
         variables=variables,
         factor=factor,
         predictors=predictors or (),
+        time_range=time_range,
+        region=region,
+        base=stored_settings(data),
     )
     run(
         data, output, chosen, seed=seed, resume=resume, device=device, overwrite=overwrite, say=say

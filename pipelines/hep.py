@@ -80,6 +80,17 @@ def simulate(
         Path | None,
         typer.Option("--model", help="Folder of a trained model; the bundled one if not given."),
     ] = None,
+    oracle: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DETECTOR.json|par04",
+            help="Geant4 instead of a model: to train on, and to see what is gained.",
+        ),
+    ] = None,
+    geometry: Annotated[
+        Path | None,
+        typer.Option(metavar="BINNING.xml", help="How the oracle is read out; else as `par04`."),
+    ] = None,
     energies: Annotated[
         str | None,
         typer.Option(metavar="LOW:HIGH:log", help="GeV; without `log`, uniform; or one energy."),
@@ -111,6 +122,7 @@ def simulate(
     if conditions is not None and energies is not None:
         raise AleatorError("give --energies or --conditions, not both")
     from apps.hep_simulation.conditions import Conditions, listed, parse_spectrum
+    from apps.hep_simulation.geometry import read_geometry
     from apps.hep_simulation.simulate import Request, run
 
     wanted: Conditions
@@ -122,6 +134,8 @@ def simulate(
         conditions=wanted,
         output=output,
         model=model,
+        oracle=oracle,
+        geometry=None if geometry is None else read_geometry(geometry),
         seed=seed,
         steps=steps,
         batch=batch,

@@ -45,7 +45,16 @@ def _air(long_name: str, *aliases: str, methods: tuple[str, ...] = ()) -> Quanti
 
 QUANTITIES: dict[str, Quantity] = {
     "tas": _air(
-        "near-surface air temperature", "t2m", "2t", "t2", "T2", "T_2M", "tmp2m", "tg", "tmean"
+        "near-surface air temperature",
+        "t2m",
+        "2t",
+        "t2",
+        "T2",
+        "T_2M",
+        "tmp2m",
+        "tg",
+        "tmean",
+        "2m_temperature",
     ),
     "tasmax": _air(
         "daily maximum near-surface air temperature", "tmax", "tx", "mx2t", methods=("maximum",)
@@ -55,20 +64,40 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "pr": Quantity(
         *("mm day-1", "precipitation_flux", "kg m-2 s-1", "precipitation"),
-        ("tp", "prate", "precip", "precipitation", "rr", "mtpr", "avg_tprate", "rainfall"),
+        (
+            "tp",
+            "prate",
+            "precip",
+            "precipitation",
+            "rr",
+            "mtpr",
+            "avg_tprate",
+            "rainfall",
+            "total_precipitation",
+        ),
         water=True,
         nonnegative=True,
     ),
     "psl": Quantity(
         *("Pa", "air_pressure_at_mean_sea_level", "Pa", "sea level pressure"),
-        ("msl", "slp", "mslp", "prmsl"),
+        ("msl", "slp", "mslp", "prmsl", "mean_sea_level_pressure"),
     ),
-    "ps": Quantity("Pa", "surface_air_pressure", "Pa", "surface pressure", ("sp", "sfcp")),
+    "ps": Quantity(
+        "Pa", "surface_air_pressure", "Pa", "surface pressure", ("sp", "sfcp", "surface_pressure")
+    ),
     "uas": Quantity(
-        "m s-1", "eastward_wind", "m s-1", "eastward wind at 10 m", ("u10", "10u", "U10")
+        "m s-1",
+        "eastward_wind",
+        "m s-1",
+        "eastward wind at 10 m",
+        ("u10", "10u", "U10", "10m_u_component_of_wind"),
     ),
     "vas": Quantity(
-        "m s-1", "northward_wind", "m s-1", "northward wind at 10 m", ("v10", "10v", "V10")
+        "m s-1",
+        "northward_wind",
+        "m s-1",
+        "northward wind at 10 m",
+        ("v10", "10v", "V10", "10m_v_component_of_wind"),
     ),
     "sfcWind": Quantity(
         *("m s-1", "wind_speed", "m s-1", "wind speed at 10 m"),
@@ -209,7 +238,7 @@ def identify(name: str, variable: xr.DataArray) -> str | None:
     A name that is known decides; otherwise the standard name, unless several quantities share it
     and neither `cell_methods` nor the absence of a level tells which.
     """
-    by_name = canonical_name(name)
+    by_name = canonical_name(name) or canonical_name(attribute(variable, "short_name") or "")
     if by_name:
         return by_name
     standard = attribute(variable, "standard_name") or attribute(variable, "GRIB_cfName")

@@ -54,6 +54,8 @@ class ResidualConfig:
         context: "coarse": the coarse field, the mean, the clock, and what is static;
             "static": only the latter, for series too short to learn more than one climate of
             residuals from (a few hundred independent fields); "auto": static below 1000 fields.
+        channels: further predictors, of time and place alone: "sun", the cosine of its zenith
+            angle; "coast", the distance to the coast, where there is a land fraction; "latitude".
         mix: fields are mixed in training, r ← cos(θ) r + sin(θ) r', θ ~ U(0, mix π/2), which
             keeps means (zero) and covariances and stops a network from learning fields by heart.
             None is 1 for a static context, else 0.
@@ -68,6 +70,7 @@ class ResidualConfig:
 
     family: str = "diffusion"
     context: Literal["auto", "coarse", "static"] = "auto"
+    channels: tuple[Literal["sun", "coast", "latitude"], ...] = ()
     mix: float | None = None
     positions: int | None = None
     crop: int | None = None
@@ -83,8 +86,11 @@ class Config:
         variables: CMIP short names, in order.
         factor: fine cells per side of a coarse cell; 0 with predictors of their own.
         predictors: files to learn from in place of block means of the fine data.
+        time_range: "A:B", the part of the data that is used; None for all.
+        region: "lat0:lat1,lon0:lon1" of the same, with predictors that of the fine data.
         statics: file with orography and land fraction, if the data do not have them.
         transforms: options of the transforms by variable; see `preprocessing`.
+        ordered: keep tasmin ≤ tas ≤ tasmax where two of them are modelled; see `ordering`.
         split: which times are for what.
         mean: the regression.
         residual: the generative model.
@@ -94,8 +100,11 @@ class Config:
     variables: tuple[str, ...]
     factor: int = 0
     predictors: PredictorConfig = field(default_factory=PredictorConfig)
+    time_range: str | None = None
+    region: str | None = None
     statics: str | None = None
     transforms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    ordered: bool = True
     split: SplitConfig = field(default_factory=SplitConfig)
     mean: MeanConfig = field(default_factory=MeanConfig)
     residual: ResidualConfig = field(default_factory=ResidualConfig)
@@ -132,6 +141,9 @@ def read_config(
     variables: str | None = None,
     factor: int | None = None,
     predictors: Sequence[str] = (),
+    time_range: str | None = None,
+    region: str | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> Config:
     """Put a config together: the file, then overrides, then the main options.
 
@@ -141,18 +153,26 @@ def read_config(
         variables: comma-separated names.
         factor: fine cells per coarse cell.
         predictors: files.
+        time_range: "A:B" of the data.
+        region: "lat0:lat1,lon0:lon1" of the data.
+        base: what holds where neither file nor options say anything.
 
     Raises:
         AleatorError: the file cannot be read, an option is unknown or has a bad value, or
             variables are missing, or both factor and predictors are.
     """
-    merged = read_settings(file, overrides)
+    merged = merge(dict(base or {}), read_settings(file, overrides))
     if variables is not None:
         merged["variables"] = [name.strip() for name in variables.split(",") if name.strip()]
     if factor is not None:
         merged["factor"] = factor
     if predictors:
         merged = merge(merged, {"predictors": {"files": list(predictors)}})
+    merged |= {
+        name: value
+        for name, value in (("time_range", time_range), ("region", region))
+        if value is not None
+    }
     if "variables" not in merged:
         raise AleatorError("--variables is missing; give it, or put it in the config file")
     if "factor" not in merged and not merged.get("predictors", {}).get("files"):

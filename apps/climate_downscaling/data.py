@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import importlib.resources
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,16 @@ from apps.climate_downscaling import cf, decode
 from apps.climate_downscaling.classic import expected_size
 from apps.climate_downscaling.field import Field, Variable, show_time, time_keys, year_fraction
 from apps.climate_downscaling.grid import Grid
+from apps.climate_downscaling.remote import as_asked, is_url, local_path, open_url
+from apps.climate_downscaling.station_files import as_row, from_csv
 from apps.climate_downscaling.times import padded
+from apps.climate_downscaling.window import TIMES, cut
 from core.errors import AleatorError
 
 __all__ = ["Field", "Variable", "open_field", "open_statics", "sample_path", "select_times"]
 __all__ += ["time_keys", "year_fraction"]
 
 Source = str | Path | xr.Dataset | xr.DataArray | Sequence[str | Path]
-
-_PART = r"-?\d{4,}(?:-\d{2}(?:-\d{2}(?:[T ]\d{2}(?::\d{2}(?::\d{2})?)?)?)?)?"
-_RANGE = re.compile(rf"(?P<first>{_PART})?[:/](?P<last>{_PART})?")
 
 
 def sample_path(name: str = "era5_uk_t2m_2019-03.nc") -> Path:
@@ -49,16 +48,20 @@ def open_field(
     variables: Sequence[str] | str | None = None,
     *,
     time_range: str | None = None,
+    region: str | None = None,
+    margin: int | None = None,
     ensemble: bool = False,
 ) -> Field:
     """Open a file, or take a dataset, as a field.
 
     Args:
-        source: path of a NetCDF or GRIB file or of a Zarr store, a pattern or list of such, or
-            an xarray object.
+        source: path of a NetCDF or GRIB file, path or URL of a Zarr store, path of a table of
+            stations (CSV), a pattern or list of such, or an xarray object.
         variables: short names (tas, pr), aliases (t2m) or standard names, in the order wanted;
             None for every variable on the map and in time.
         time_range: "A:B", both inclusive and either open, e.g. "2019-03-25:2019-03".
+        region: "lat0:lat1,lon0:lon1", inclusive; None for all.
+        margin: keep this many time steps about the range, instead of those in it.
         ensemble: keep an axis of members; otherwise a file with several is refused.
 
     Returns:
@@ -68,9 +71,13 @@ def open_field(
         AleatorError: anything that is missing, damaged, ambiguous or inconsistent.
     """
     dataset, where = open_source(source)
+    dataset = as_row(dataset, where)
     wanted = [variables] if isinstance(variables, str) else variables
-    field = decode.assemble(dataset, decode.choose(dataset, wanted, where), where, ensemble)
-    return field if time_range is None else select_times(field, time_range)
+    dataset = as_asked(dataset, wanted or (), where)
+    names = decode.choose(dataset, wanted, where)
+    dataset = cut(dataset, names[0], where, region, time_range, 1 if margin is None else margin)
+    field = decode.assemble(dataset, names, where, ensemble)
+    return field if time_range is None or margin is not None else select_times(field, time_range)
 
 
 def open_statics(source: Source, names: Sequence[str] = cf.STATIC) -> tuple[xr.Dataset, Grid]:
@@ -114,7 +121,7 @@ def select_times(field: Field, time_range: str) -> Field:
     Raises:
         AleatorError: not of that form, not a date of the calendar, or nothing selected.
     """
-    found = _RANGE.fullmatch(time_range.strip())
+    found = TIMES.fullmatch(time_range.strip())
     if not found or not any(found.groups()):
         raise AleatorError(
             f"--time-range {time_range}: expected A:B with dates such as 2019-03-25:2019-03-31"
@@ -173,16 +180,18 @@ def _joined(paths: list[Path], where: str) -> xr.Dataset:
 
 
 def _open_path(source: str | Path) -> xr.Dataset:
-    if "://" in str(source):
-        engine = "zarr" if str(source).rstrip("/").endswith(".zarr") else None
-        return _opened(str(source), engine)
-    path = Path(source)
+    text = local_path(str(source))
+    if is_url(text):
+        return _opened(text, None)
+    path = Path(text)
     if not path.exists():
         raise AleatorError(f"{path}: no such file")
     if path.is_dir():
         if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
             raise AleatorError(f"{path}: a folder that is not a Zarr store")
         return _opened(path, "zarr", consolidated=False)
+    if path.suffix.lower() == ".csv":
+        return from_csv(path)
     if not path.stat().st_size:
         raise AleatorError(f"{path}: the file is empty")
     with path.open("rb") as file:
@@ -198,12 +207,15 @@ def _open_path(source: str | Path) -> xr.Dataset:
 
 def _opened(path: str | Path, engine: str | None, **options: Any) -> xr.Dataset:
     try:
-        raw = xr.open_dataset(path, engine=engine, decode_cf=False, **options)
+        if engine is None:
+            raw = open_url(str(path))
+        else:
+            raw = xr.open_dataset(path, engine=engine, decode_cf=False, **options)
         for variable in raw.variables.values():
             if " since " in str(variable.attrs.get("units")):
                 variable.attrs["units"] = padded(variable.attrs["units"])
         return xr.decode_cf(raw, decode_timedelta=False)
-    except PermissionError:
+    except (PermissionError, AleatorError):
         raise
     except Exception as error:  # each backend raises its own kinds for damaged files
         text = " ".join(str(error).split())[:160]

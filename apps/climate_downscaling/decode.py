@@ -16,6 +16,7 @@ import xarray as xr
 from apps.climate_downscaling import cf
 from apps.climate_downscaling.field import Field, Layout, Variable
 from apps.climate_downscaling.grid import Grid
+from apps.climate_downscaling.station_files import NAMES
 from apps.climate_downscaling.times import show_time, time_keys, whole_seconds, with_dates
 from core.errors import AleatorError
 
@@ -180,6 +181,9 @@ def with_grid(
         for key, name in (("lat", lat), ("lon", lon))
         if name and kind == "projected"
     }
+    if NAMES in dataset.coords:
+        names = ("row", "station")
+        two["stations"] = tuple(dataset[NAMES].values.tolist())
     try:
         grid = Grid(y, x, *names, kind, units, **two, grid_mapping=mapping)
     except AleatorError as error:

@@ -24,6 +24,7 @@ from apps.climate_downscaling.grid import match
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.predictors import open_predictors, sources_of
 from apps.climate_downscaling.prognosis import PrognosisModel
+from apps.climate_downscaling.remap import on_grid
 from apps.climate_downscaling.stations import Stations, read_stations
 from apps.climate_downscaling.template import OOD, Encoder, template
 from apps.climate_downscaling.training_data import Prepared, prepare_data
@@ -70,6 +71,7 @@ class Downscaler:
         observations: str | Path | None = None,
         observation_error: Mapping[str, float] | None = None,
         time_range: str | None = None,
+        regrid: str | None = None,
     ) -> xr.Dataset:
         """Downscale in memory; for long series use `python -m pipelines.climate downscale`.
 
@@ -83,6 +85,8 @@ class Downscaler:
             observations: file of stations that members are to agree with; see `stations`.
             observation_error: variable -> standard deviation of an observation.
             time_range: "A:B", both inclusive.
+            regrid: "bilinear", "conservative" or "nearest", for input on another grid than the
+                model's; None refuses it.
 
         Returns:
             dataset (member, time, y, x) in the input's units and under its names, with
@@ -91,7 +95,7 @@ class Downscaler:
         Raises:
             AleatorError: the input does not fit the model.
         """
-        field = self.field(dataset, time_range)
+        field = self.field(dataset, time_range, regrid)
         described = self.template(field, members)
         drawn = ensemble(
             *(self.model, field, 0, len(field)),
@@ -120,12 +124,23 @@ class Downscaler:
         if source is None:
             return None
         model = self.model
-        return read_stations(
+        found = read_stations(
             source, model.variables, model.fine_grid, model.valid.cpu().numpy(), errors
         )
+        order, size = model.transforms.order, model.valid.numel()
+        for channel in order.differences if order else ():
+            if any((seen.cells // size == channel).any() for seen in found.by_time.values()):
+                name, anchor = model.names[channel], model.names[order.anchor if order else 0]
+                raise AleatorError(
+                    f"{source}: {name} is modelled as its difference to {anchor} and cannot be "
+                    "observed; leave it out, or train with --set ordered=false"
+                )
+        return found
 
-    def field(self, source: Source, time_range: str | None = None) -> Field:
-        """Open coarse input and bring it onto the model's grid.
+    def field(
+        self, source: Source, time_range: str | None = None, regrid: str | None = None
+    ) -> Field:
+        """Open coarse input and bring it onto the model's grid; arguments as for `downscale`.
 
         Raises:
             AleatorError: it cannot be read, or its grid is not the model's.
@@ -137,6 +152,7 @@ class Downscaler:
                 self.model.coarse_grid,
                 self.model.config.predictors.lags,
                 time_range,
+                method=regrid,
             )
         found = open_field(source, self.model.names, time_range=time_range)
         if found.members:
@@ -144,7 +160,7 @@ class Downscaler:
                 f"{found.source}: an ensemble of {found.members} members; select one first, e.g. "
                 "ncks -d member,0"
             )
-        return match(found, self.model.coarse_grid)
+        return on_grid(found, self.model.coarse_grid, regrid)
 
     def template(self, field: Field, members: int, **options: Any) -> xr.Dataset:
         """The output without its numbers; see `template.template`."""
@@ -264,11 +280,13 @@ def _side_by_side(draw: Callable[[int], None], count: int, place: str) -> None:
 def read_coarse(model: DownscalingModel, field: Field, start: int, stop: int) -> np.ndarray:
     """Coarse values (T, V, h, w); missing cells are refused where the model needs data."""
     has_data = model.needs.numpy()
-    if has_data.all():
-        return field.read(start, stop)
-    values = field.read(start, stop, allow_missing=True)
-    values[..., ~has_data] = 0.0  # whatever there is, the model does not look at it
-    field.refuse_bad(values, start)
+    values = field.read(start, stop, allow_missing=not has_data.all())
+    if not has_data.all():
+        values[..., ~has_data] = 0.0  # whatever there is, the model does not look at it
+        field.refuse_bad(values, start)
+    if model.transforms.order and field.names == model.names:
+        own = torch.from_numpy(values[..., has_data])[..., None]
+        model.transforms.order.refuse_crossed(own, model.names, field.source)
     return values
 
 
@@ -292,6 +310,7 @@ class Job:
         time_range: str | None = None,
         device: str = "auto",
         threads: int | None = None,
+        regrid: str | None = None,
         **options: Any,
     ) -> None:
         """Note what to do.
@@ -302,10 +321,12 @@ class Job:
             time_range: of the input.
             device: where to compute.
             threads: of a worker; as many as it finds if None.
+            regrid: how the input is remapped.
             **options: of `ensemble`.
         """
         self.model, self.sources, self.time_range = model, tuple(sources), time_range
         self.device, self.threads, self.options = device, threads, options
+        self.regrid = regrid
         self._loaded: Loaded | None = None
 
     def use(self, downscaler: Downscaler, field: Field) -> Loaded:
@@ -318,7 +339,8 @@ class Job:
         if self.threads:
             torch.set_num_threads(self.threads)
         downscaler = Downscaler.load(self.model, self.device)
-        return self.use(downscaler, open_input(downscaler, self.sources, self.time_range)[0])
+        opened = open_input(downscaler, self.sources, self.time_range, self.regrid)
+        return self.use(downscaler, opened[0])
 
     def __call__(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
         """Name -> rows start:stop of that array of the output."""
@@ -331,7 +353,10 @@ class Job:
 
 
 def open_input(
-    downscaler: Downscaler, sources: Sequence[str], time_range: str | None = None
+    downscaler: Downscaler,
+    sources: Sequence[str],
+    time_range: str | None = None,
+    regrid: str | None = None,
 ) -> tuple[Field, Field | None]:
     """The coarse input on the model's grid.
 
@@ -339,13 +364,14 @@ def open_input(
         downscaler: a model.
         sources: paths; none for the bundled sample's test period, coarsened.
         time_range: "A:B".
+        regrid: how the input is remapped, see `Downscaler.downscale`.
 
     Returns:
         the input, and the sample's fine truth where the input is the sample.
     """
     if sources:
         several: Source = sources[0] if len(sources) == 1 else sources
-        return downscaler.field(several, time_range), None
+        return downscaler.field(several, time_range, regrid), None
     model = downscaler.model
     if isinstance(model, PrognosisModel):
         raise AleatorError("no input: give the files that hold the model's predictors")

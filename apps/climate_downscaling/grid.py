@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from apps.climate_downscaling.blocks import coarsen, refuse_partial_blocks, upsample_nearest
-from apps.climate_downscaling.sphere import directions, unit_vectors, unrotate
+from apps.climate_downscaling.sphere import SAME_PLACE, apart, directions, unit_vectors, unrotate
+from apps.climate_downscaling.station_files import match_stations
 from core.errors import AleatorError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ REGULAR = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Cell centres of a regular grid.
+    """Cell centres of a regular grid, or stations as a row of cells.
 
     Attributes:
         y: (ny,) coordinate along the rows, in either direction.
@@ -45,6 +46,7 @@ class Grid:
         lat: (ny, nx) latitude of the cells, where the grid is projected.
         lon: (ny, nx) longitude of the cells, where the grid is projected.
         grid_mapping: CF attributes of the projection; empty where there is none.
+        stations: names of the (nx,) cells of a single row that are stations; empty of maps.
     """
 
     y: np.ndarray
@@ -56,12 +58,14 @@ class Grid:
     lat: np.ndarray | None = None
     lon: np.ndarray | None = None
     grid_mapping: Mapping[str, Any] = field(default_factory=dict)
+    stations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("y", "x", "lat", "lon"):
             values = getattr(self, name)
             if values is not None:
                 object.__setattr__(self, name, np.array(values, dtype=np.float64))
+        object.__setattr__(self, "stations", tuple(self.stations))
         if self.kind == "latlon" and self.x.size > 1:
             object.__setattr__(self, "x", np.unwrap(self.x, period=360.0))
         for name, values in ((self.y_name, self.y), (self.x_name, self.x)):
@@ -87,7 +91,10 @@ class Grid:
     def isel(self, y: slice = slice(None), x: slice = slice(None)) -> Grid:
         """The grid of some rows and columns."""
         lat, lon = (None if v is None else v[y, x] for v in (self.lat, self.lon))
-        return dataclasses.replace(self, y=self.y[y], x=self.x[x], lat=lat, lon=lon)
+        names = self.stations[x]
+        return dataclasses.replace(
+            self, y=self.y[y], x=self.x[x], lat=lat, lon=lon, stations=names
+        )
 
     def take(self, rows: np.ndarray, columns: np.ndarray) -> Grid:
         """The grid of the given rows and columns, which stay regular."""
@@ -180,6 +187,9 @@ class Grid:
         """
         if self.shape != other.shape or self.kind != other.kind or self.units != other.units:
             return False
+        if self.stations or other.stations:
+            both = bool(self.stations and other.stations)
+            return both and bool(apart(self, other).max() < SAME_PLACE)
         if not _same_mapping(self, other):
             return False
         dy, dx = np.abs(self.spacing)
@@ -187,9 +197,9 @@ class Grid:
         if self.kind == "latlon":
             apart_x = np.abs((self.x - other.x + 180) % 360 - 180)
         if self.units == "1" and self.lat is not None and other.lat is not None:
-            p, q = (unit_vectors(g.lat, g.lon) for g in (self, other))
+            p = unit_vectors(self.lat, self.lon)
             size = np.linalg.norm(np.gradient(p, axis=1), axis=0).mean() if len(self.y) > 1 else 1
-            return bool(np.linalg.norm(p - q, axis=0).max() <= tolerance * size)
+            return bool(apart(self, other).max() <= tolerance * size)
         return bool(apart_y.max() <= tolerance * dy and apart_x.max() <= tolerance * dx)
 
     def describe(self) -> str:
@@ -202,6 +212,9 @@ class Grid:
         if self.lat is not None and self.lon is not None:
             lat, lon = (np.array([v.min(), v.max()]) for v in (self.lat, _wrap(self.lon)))
             where = f", within {_span(lat, 'N', 'S')}, {_span(lon, 'E', 'W')}"
+        if self.stations:
+            shown = ", ".join(self.stations[:3]) + (", ..." if len(self.stations) > 3 else "")
+            return f"{len(self.stations)} stations ({shown}){where}"
         if self.units == "1":
             return f"{self._cells()} cells of a curvilinear grid{where}"
         name = str(self.grid_mapping.get("grid_mapping_name", "an unnamed projection"))
@@ -247,6 +260,8 @@ def match(field: Field, grid: Grid, tolerance: float = 0.05) -> Field:
     Raises:
         AleatorError: the cells are not the model's; says both grids and what differs.
     """
+    if grid.stations and field.grid.stations:
+        return match_stations(field, grid)
     rows = _positions(field.grid.y, grid.y, tolerance, period=None)
     period = 360.0 if grid.kind == "latlon" else None
     columns = _positions(field.grid.x, grid.x, tolerance, period)

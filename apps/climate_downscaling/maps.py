@@ -74,6 +74,8 @@ def draw_map(axes: Axes, values: np.ndarray, grid: Grid, *, norm: Any, cmap: Any
     Returns:
         the image, for a colour bar.
     """
+    if grid.stations:
+        return _draw_stations(axes, values, grid, norm=norm, cmap=cmap)
     dy, dx = grid.spacing
     ends = [
         edge
@@ -94,6 +96,26 @@ def draw_map(axes: Axes, values: np.ndarray, grid: Grid, *, norm: Any, cmap: Any
     return image
 
 
+def _draw_stations(axes: Axes, values: np.ndarray, grid: Grid, *, norm: Any, cmap: Any) -> Any:
+    """Stations as dots at their places."""
+    lat, lon = (v.ravel() for v in grid.geographic() or ())
+    image = axes.scatter(
+        *(lon, lat),
+        c=np.ravel(values),
+        norm=norm,
+        cmap=cmap,
+        s=36,
+        edgecolors="0.3",
+        linewidths=0.4,
+    )
+    margin = max(0.5, 0.05 * np.ptp(lon))
+    axes.set_xlim(lon.min() - margin, lon.max() + margin)
+    axes.set_ylim(lat.min() - margin, lat.max() + margin)
+    axes.set_aspect(_aspect(grid))
+    _tick(axes, grid)
+    return image
+
+
 def map_bar(axes: Axes, image: Any, heading: str, units: str, extend: str) -> None:
     """A heading over a map and a colour bar beside it."""
     axes.set_title(heading)
@@ -104,6 +126,9 @@ def map_bar(axes: Axes, image: Any, heading: str, units: str, extend: str) -> No
 
 def ratio(grid: Grid) -> float:
     """Height over width of the domain as drawn."""
+    if grid.stations:
+        high, wide = (max(1.0, 1.1 * np.ptp(v)) for v in grid.geographic() or ())
+        return high * _aspect(grid) / wide
     (dy, dx), (ny, nx) = grid.spacing, grid.shape
     return abs(ny * dy) * _aspect(grid) / abs(nx * dx)
 
@@ -154,7 +179,7 @@ def _range(fields: Sequence[np.ndarray]) -> tuple[float, float]:
 def _tick(axes: Axes, grid: Grid) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    if grid.kind == "latlon":
+    if grid.kind == "latlon" or grid.stations:
         for axis, marks in ((axes.xaxis, "EW"), (axes.yaxis, "NS")):
             axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 3, 5, 10]))
             axis.set_major_formatter(FuncFormatter(lambda v, _, m=marks: _degrees(v, m)))
@@ -211,6 +236,8 @@ def _degrees(value: float, marks: str) -> str:
 
 def _aspect(grid: Grid) -> float:
     """Length of a unit of y over one of x."""
+    if grid.stations and grid.lat is not None:
+        return 1 / max(0.1, float(np.cos(np.deg2rad(grid.lat.mean()))))
     if grid.units != "degrees":
         return 1.0
     return 1 / max(0.1, float(np.cos(np.deg2rad((grid.y[0] + grid.y[-1]) / 2))))

@@ -30,6 +30,7 @@ from apps.climate_downscaling.ood import OutOfDistribution
 from apps.climate_downscaling.patches import tile
 from apps.climate_downscaling.preprocessing import Transforms
 from apps.climate_downscaling.stations import Seen
+from apps.climate_downscaling.sun import SUNS, sun_columns, sunshine
 from core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 from core.model import GenerativeModel
@@ -42,6 +43,7 @@ OWN = ("statics", "valid", "context_scale", "inflation", "persistence")
 KINDS = {
     "blocks": "apps.climate_downscaling.model.DownscalingModel",
     "prognosis": "apps.climate_downscaling.prognosis.PrognosisModel",
+    "stations": "apps.climate_downscaling.station_model.StationModel",
 }
 """What a coarse field is: block means of the fine one, or predictors of their own."""
 
@@ -55,7 +57,7 @@ class DownscalingModel:
         variables: names, units and other facts of the V variables.
         fine_grid: H × W cells.
         coarse_grid: h × w cells, factor times larger.
-        clock: which cycles condition the residual: "hour", "season".
+        clock: which cycles condition the residual: "hour", "season"; and "sun" or "daily_sun".
         statics: (S, H, W) standardised orography etc. and position.
         valid: (H, W) cells that have data; the others are NaN in every output.
         mean: the regression μ.
@@ -91,7 +93,8 @@ class DownscalingModel:
     card: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        self.transforms = Transforms.of(self.names, self.config.transforms)
+        options = {"ordered": self.config.ordered}
+        self.transforms = Transforms.of(self.names, self.config.transforms, **options)
         area = torch.from_numpy(self.fine_grid.area_weights())
         self.weights = area * self.valid
 
@@ -152,12 +155,20 @@ class DownscalingModel:
         """
         usual = self.dispersion.scale.to(mean)
         level = usual[:, self.valid].mean(-1)[:, None, None]
-        statics = self.statics.to(mean).expand(len(mean), -1, -1, -1)
+        fields = [self.statics.to(mean).expand(len(mean), -1, -1, -1)]
+        cycles, sun = clock.to(mean).tensor_split([2 * len(self.cycles)], 1)
+        if sun.shape[1]:
+            fields.append(sunshine(sun, self.fine_grid))
         if self.config.residual.context == "static":
-            return {"field": torch.cat([statics, (usual / level).log().expand_as(mean)], 1)}
-        fields = [statics, (scale / level).log(), *self._weather(coarse, predictors, mean)]
+            return {"field": torch.cat([*fields, (usual / level).log().expand_as(mean)], 1)}
+        fields += [(scale / level).log(), *self._weather(coarse, predictors, mean)]
         context = {"field": torch.cat(fields, 1)}
-        return {**context, "vector": clock.to(mean)} if self.clock else context
+        return {**context, "vector": cycles} if self.cycles else context
+
+    @property
+    def cycles(self) -> tuple[str, ...]:
+        """Those of the clock that are told as sine and cosine, before the sun."""
+        return tuple(name for name in self.clock if name not in SUNS)
 
     def _weather(self, coarse: Tensor, predictors: Tensor, mean: Tensor) -> list[Tensor]:
         """What the residual is told of the coarse field and the mean, (B, ·, H, W) each."""
@@ -232,15 +243,16 @@ class DownscalingModel:
         return self.inflation.to(drawn)[:, None, None] * drawn
 
     def _conserve(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        parts, wanted = self.transforms.split(fine), self.transforms.split(coarse)
         channels = [
             project(
-                *(fine[..., v, :, :], coarse[..., v, :, :], self.factor),
-                nonnegative=nonnegative,
+                *(parts[..., v, :, :], wanted[..., v, :, :], self.factor),
+                nonnegative=transform.nonnegative,
                 weights=self.weights,
             )
-            for v, nonnegative in enumerate(self.transforms.nonnegative)
+            for v, transform in enumerate(self.transforms.each)
         ]
-        return torch.stack(channels, -3)
+        return self.transforms.join(torch.stack(channels, -3))
 
     def to(self, device: str) -> DownscalingModel:
         """Move the network; everything else follows its input."""
@@ -252,7 +264,7 @@ class DownscalingModel:
         """Write a checkpoint with its card and the fingerprint of the training data."""
         config = {
             "config": self.config.to_dict(),
-            "residual": residual_config(self),
+            "residual": self.residual_config(),
             **self.facts(),
             "variables": [vars(variable) for variable in self.variables],
             "fine_grid": self.fine_grid.to_dict(),
@@ -267,6 +279,26 @@ class DownscalingModel:
         return save_checkpoint(
             folder, app=APP, config=config, tensors=tensors, card=card, data_fingerprint=data
         )
+
+    def residual_config(self, crop: int | None = None) -> dict[str, Any]:
+        """The config of the residual's model, for `core.build`: what the data fix, then options.
+
+        Args:
+            crop: side of the patches that it is trained on; None for the whole domain.
+        """
+        channels = len(self.statics) + len(self.names) + len(self.clock) - len(self.cycles)
+        residual = self.config.residual
+        coarse = residual.context == "coarse"
+        if coarse:
+            channels += self.weather_channels
+        condition = Condition(
+            variables=len(self.names),
+            shape=(crop, crop) if crop else self.fine_grid.shape,
+            field_channels=channels,
+            vector_dim=2 * len(self.cycles) if coarse else 0,
+            periodic_x=self.fine_grid.is_global and residual.crop is None,
+        )
+        return family_config(residual.family, condition, residual.model)
 
     def describe(self) -> list[str]:
         """The regression in words, a line each."""
@@ -302,6 +334,7 @@ class DownscalingModel:
         tensors.setdefault("persistence", unknown)
         residual = build(stored["residual"])
         residual.load_state_dict(without("residual", tensors))
+        stored["config"].setdefault("ordered", False)  # models of before
         config, fine_grid = parse_config(stored["config"]), Grid.from_dict(stored["fine_grid"])
         tile(residual, config.residual.crop, fine_grid)
         module, _, name = KINDS[stored.get("kind", "blocks")].rpartition(".")
@@ -321,33 +354,14 @@ class DownscalingModel:
         )
 
 
-def residual_config(model: DownscalingModel, crop: int | None = None) -> dict[str, Any]:
-    """The config of the residual's model, for `core.build`: what the data fix, then options.
-
-    Args:
-        model: what the residual is left by.
-        crop: side of the patches that it is trained on; None for the whole domain.
-    """
-    channels = len(model.statics) + len(model.names)
-    coarse = model.config.residual.context == "coarse"
-    if coarse:
-        channels += model.weather_channels
-    condition = Condition(
-        variables=len(model.names),
-        shape=(crop, crop) if crop else model.fine_grid.shape,
-        field_channels=channels,
-        vector_dim=2 * len(model.clock) if coarse else 0,
-        periodic_x=model.fine_grid.is_global and model.config.residual.crop is None,
-    )
-    residual = model.config.residual
-    return family_config(residual.family, condition, residual.model)
-
-
 def clock_vector(field: Field, clock: Sequence[str], start: int, stop: int) -> Tensor:
-    """Sine and cosine of the hour of the day (UTC) and of the season, (T, 2 len(clock))."""
+    """Sine and cosine of the hour of the day (UTC) and of the season, then the sun, (T, K)."""
     phases = {"hour": lambda: field.hour() / 24, "season": field.year_fraction}
     columns = []
     for name in clock:
+        if name in SUNS:
+            columns += sun_columns(field, name, start, stop)
+            continue
         angle = 2 * np.pi * phases[name]()[start:stop]
         columns += [np.sin(angle), np.cos(angle)]
     if not columns:

@@ -76,12 +76,16 @@ def to_netcdf(store: Path | str, path: Path | str, *, name: Path | str | None = 
     """
     path = Path(path)
     raw = xr.open_zarr(store, decode_cf=False, consolidated=True, chunks=None)
-    large = [str(name) for name, array in raw.data_vars.items() if array.ndim == 4]
+    large = [str(name) for name, array in raw.data_vars.items() if "member" in array.dims]
     streamed = [*large, *({OOD} & set(raw))]  # the fields first
     small = raw.drop_vars(streamed)
-    plain = {
-        n: {"_FillValue": None} for n, v in small.variables.items() if "_FillValue" not in v.attrs
+    plain: dict[str, Any] = {
+        str(n): {"_FillValue": None}
+        for n, v in small.variables.items()
+        if "_FillValue" not in v.attrs
     }
+    # names as rows of characters: every version of NetCDF has them
+    plain |= {str(n): {"dtype": "S1"} for n, v in small.variables.items() if v.dtype.kind in "OUT"}
     unlimited = {raw[name].dims[1] for name in large}  # so that tools can append times
     path.unlink(missing_ok=True)
     try:

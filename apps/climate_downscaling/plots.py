@@ -257,6 +257,8 @@ def _draw_spectra(axes: Axes, found: Diagnosis, units: str) -> None:
     axes.set(title="power spectra", xlabel="wavelength (cells)")
     axes.set_ylabel(f"power (({units})²)" if "/" in units else f"power ({units}²)")
     if not len(power["truth"]):
+        axes.set(xticks=[], yticks=[])
+        _remark(axes, "none: stations, or fewer than four cells a side", "upper")
         return
     n = min(height, width)
     x = n / np.arange(1, len(power["truth"]) + 1)

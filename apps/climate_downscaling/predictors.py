@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -22,6 +23,8 @@ from apps.climate_downscaling.data import Source, open_field, open_source, selec
 from apps.climate_downscaling.field import Field, show_time
 from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.regrid import Bilinear
+from apps.climate_downscaling.remap import Remap, moved
+from apps.climate_downscaling.remote import as_asked
 from core.errors import AleatorError
 
 DAY = 86400
@@ -37,12 +40,14 @@ class PredictorConfig:
         variables: those used; every variable of the files if none is named.
         lags: time steps, relative to the predictand's, at which the predictors are seen.
         strengths: candidates of the regression's strength.
+        region: "lat0:lat1,lon0:lon1" of the files that is looked at; all of it if None.
     """
 
     files: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
     lags: tuple[int, ...] = (-1, 0, 1)
     strengths: tuple[float, ...] = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+    region: str | None = None
 
     def __post_init__(self) -> None:
         if not self.strengths or min(self.strengths) <= 0:
@@ -64,6 +69,8 @@ def open_predictors(
     grid: Grid | None = None,
     lags: Sequence[int] = (0,),
     time_range: str | None = None,
+    region: str | None = None,
+    method: str | None = None,
 ) -> Field:
     """Bring variables of several files onto one grid and the times that all have.
 
@@ -73,6 +80,8 @@ def open_predictors(
         grid: to interpolate to; that of the first file if None.
         lags: see `with_lags`.
         time_range: "A:B" of the times; their neighbours may lie outside.
+        region: "lat0:lat1,lon0:lon1", all that is looked at; None for all.
+        method: of `remap.METHODS`; None is bilinear.
 
     Returns:
         the lazy field.
@@ -81,7 +90,8 @@ def open_predictors(
         AleatorError: a variable is in no file or in two, an ensemble, a grid that does not cover
             the model's, or no time in common.
     """
-    fields = [_open(source, names) for source in sources]
+    margin = max(map(abs, lags)) + 1
+    fields = [_open(source, names, region, time_range, margin) for source in sources]
     found: dict[str, Field] = {}
     for field in fields:
         for name in field.names:
@@ -101,9 +111,9 @@ def open_predictors(
     arrays, variables = {}, []
     for name in wanted:
         field = found[name]
-        move = Bilinear.between(field.grid, grid, field.source)
+        move = _move(field.grid, grid, method, field.source)
         steps = np.flatnonzero(np.isin(_day(field), keys))
-        arrays[name] = _moved(field.data[name].isel(time=steps), move, grid)
+        arrays[name] = moved(field.data[name].isel(time=steps), move, grid)
         variables.append(field.variable(name))
     times = first.data["time"].isel(time=np.flatnonzero(np.isin(_day(first), keys)))
     joined = dataclasses.replace(
@@ -160,14 +170,19 @@ def same_times(predictors: Field, fine: Field) -> tuple[Field, Field]:
     return both[0], both[1]
 
 
-def _open(source: Source, names: Sequence[str]) -> Field:
+def _open(
+    source: Source, names: Sequence[str], region: str | None, times: str | None, margin: int
+) -> Field:
     if names:
         dataset, where = open_source(source)
+        dataset = as_asked(dataset, names, where)
         names = [name for name in names if cf.fitting(dataset, name)]
         if not names:
             known = ", ".join(map(str, dataset.data_vars))
             raise AleatorError(f"{where}: none of the model's predictors; it has {known}")
-    field = open_field(source, names or None)
+    field = open_field(
+        source, names or None, region=region, time_range=times, margin=margin if times else None
+    )
     if field.members:
         raise AleatorError(
             f"{field.source}: an ensemble of {field.members} members; select one first, e.g. "
@@ -196,15 +211,18 @@ def _common_days(fields: Sequence[Field]) -> np.ndarray:
     return keys
 
 
-def _moved(array: xr.DataArray, move: Bilinear, grid: Grid) -> xr.DataArray:
-    def blocks(values: np.ndarray) -> np.ndarray:
+def _move(source: Grid, target: Grid, method: str | None, where: str) -> Any:
+    """What brings (..., h, w) onto the target."""
+    if method not in (None, "bilinear"):
+        return Remap.between(source, target, method, where)
+    bilinear = Bilinear.between(source, target, where)
+
+    def move(values: np.ndarray) -> np.ndarray:
         import torch
 
-        return move(torch.from_numpy(np.ascontiguousarray(values))).numpy()
+        return bilinear(torch.from_numpy(np.ascontiguousarray(values))).numpy()
 
-    whole = array.chunk(y=-1, x=-1).data
-    sizes = (*whole.chunks[:-2], (grid.shape[0],), (grid.shape[1],))
-    return xr.DataArray(whole.map_blocks(blocks, chunks=sizes, dtype=array.dtype), dims=array.dims)
+    return move
 
 
 def _neighbours(field: Field, lag: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,18 @@ from core.errors import AleatorError
 
 MARK = "aleator_prepared"
 CHUNK = 256
+SETTLED = ("variables", "factor", "predictors", "split", "time_range", "region")
+"""Options that a store was prepared with, and that training cannot change."""
+_LAG = re.compile(r"\[([+-]\d+)\]")
 
 
 def prepare(source: str, output: Path, config: Config, *, overwrite: bool = False) -> str:
-    """Coarsen conservatively, split, fit the normaliser, and write it all as Zarr.
+    """Coarsen conservatively, or bring predictors onto one grid; split, normalise, write as Zarr.
 
     Args:
-        source: fine NetCDF, Zarr or GRIB.
+        source: fine NetCDF, Zarr or GRIB, or stations.
         output: Zarr folder to write.
-        config: variables, factor and split; kept in the store for `train`.
+        config: variables, factor or predictors, and split; kept in the store for `train`.
         overwrite: replace an existing store.
 
     Returns:
@@ -48,7 +52,7 @@ def prepare(source: str, output: Path, config: Config, *, overwrite: bool = Fals
     """
     if output.exists() and not overwrite:
         raise AleatorError(f"{output} exists; choose another name or --overwrite")
-    prepared = prepare_data(source, config)
+    prepared = (prepare_prognosis if config.predictors.files else prepare_data)(source, config)
     draft = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         _write(prepared, draft, config)
@@ -58,8 +62,18 @@ def prepare(source: str, output: Path, config: Config, *, overwrite: bool = Fals
         os.replace(draft, output)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    lines = [prepared.fine.describe(), f"split: {prepared.describe_split()}", f"wrote {output}"]
+    lines = [prepared.fine.describe()]
+    if config.predictors.files:
+        lines.append(prepared.coarse.describe())
+    lines += [f"split: {prepared.describe_split()}", f"wrote {output}"]
     return "\n".join(lines)
+
+
+def stored_settings(source: str) -> dict[str, Any]:
+    """What `prepare` was asked for, of a store that it wrote; nothing of anything else."""
+    attributes = _attributes(source)
+    stored = json.loads(attributes[MARK]) if MARK in attributes else {}
+    return {name: stored[name] for name in SETTLED if stored.get(name) is not None}
 
 
 def open_prepared(source: str, config: Config) -> Prepared:
@@ -69,23 +83,19 @@ def open_prepared(source: str, config: Config) -> Prepared:
         AleatorError: the store was prepared for other variables or another factor.
     """
     attributes = _attributes(source)
-    if config.predictors.files:
-        if MARK in attributes:
-            raise AleatorError(
-                f"{source} holds block means of fine data; with --predictors give the fine data"
-            )
-        return prepare_prognosis(source, config)
     if MARK not in attributes:
-        return prepare_data(source, config)
+        return (prepare_prognosis if config.predictors.files else prepare_data)(source, config)
     stored = parse_config(json.loads(attributes[MARK]))
-    for name in ("variables", "factor", "split"):
+    for name in SETTLED:
         found, wanted = getattr(stored, name), getattr(config, name)
         if name == "split":  # early stopping is decided at training
             wanted = dataclasses.replace(wanted, validation_fraction=found.validation_fraction)
+        if name == "predictors":  # so is the regression's strength
+            wanted = dataclasses.replace(wanted, strengths=found.strengths)
         if found != wanted:
             raise AleatorError(
-                f"{source} was prepared with {name}={found}, not {wanted}; prepare it again, or "
-                "train with the same options"
+                f"{source} was prepared with {name}={_shown(found)}, not {_shown(wanted)}; "
+                "prepare it again, or train with the same options"
             )
     fine, coarse = (_read(source, group) for group in ("fine", "coarse"))
     part = fine.data["part"].values
@@ -93,6 +103,13 @@ def open_prepared(source: str, config: Config) -> Prepared:
     test = np.flatnonzero(part == 2)
     first = int(test[0]) if len(test) else len(part)
     return Prepared(fine, coarse, slice(0, int(train[-1]) + 1), slice(first, len(part)), fine.grid)
+
+
+def _shown(value: Any) -> str:
+    files = getattr(value, "files", None)
+    if files is None:
+        return str(value)
+    return f"{', '.join(files) or 'none'} at lags {list(value.lags)}"
 
 
 def _attributes(source: str) -> dict[str, Any]:
@@ -132,6 +149,7 @@ def _dataset(field: Field, part: np.ndarray) -> xr.Dataset:
             if getattr(variable, key)
         }
         data[variable.name].encoding = {}
+    data = data.rename({name: _stored_name(name) for name in field.names})
     statics = field.statics.drop_vars(list(field.statics.coords))
     facts = {
         "grid": field.grid.to_dict(),
@@ -141,6 +159,11 @@ def _dataset(field: Field, part: np.ndarray) -> xr.Dataset:
         "statics": [str(name) for name in statics],
     }
     return data.assign(statics).assign_attrs(field=json.dumps(facts))
+
+
+def _stored_name(name: str) -> str:
+    """`tas_lag-1` of `tas[-1]`: brackets are no part of a path."""
+    return _LAG.sub(r"_lag\1", name)
 
 
 def _normaliser(store: Path) -> xr.Dataset:
@@ -161,9 +184,10 @@ def _read(source: str, group: str) -> Field:
     data = xr.open_zarr(source, group=group)
     facts = json.loads(data.attrs["field"])
     grid = Grid.from_dict(facts["grid"])
-    statics = data[facts["statics"]].drop_vars(["y", "x"]).load()
+    statics = data[facts["statics"]].drop_vars(["y", "x"], errors="ignore").load()
+    named = {_stored_name(variable["name"]): variable["name"] for variable in facts["variables"]}
     return Field(
-        data=data.drop_vars(facts["statics"]),
+        data=data.drop_vars(facts["statics"]).rename(named),
         grid=grid,
         variables=tuple(Variable(**variable) for variable in facts["variables"]),
         calendar=facts["calendar"],

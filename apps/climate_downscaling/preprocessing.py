@@ -7,6 +7,7 @@ Temperature, wind and pressure are modelled as they are. Precipitation is skewed
 
 so that dry cells are the tail of one continuous variable (a censored model), drawn anew each time
 a field is used; z < dry^p becomes exactly zero on the way back. Nothing is clipped after the fact.
+tasmin, tas and tasmax are modelled as one of them and differences (`ordering`).
 Reference: Bárdossy and Plate (1992), doi:10.1029/91WR02589.
 """
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from apps.climate_downscaling.cf import QUANTITIES
+from apps.climate_downscaling.ordering import Order, Positive
 from core.errors import AleatorError
 from core.random import Generators, randn
 
@@ -93,43 +95,75 @@ class CensoredPower:
         return (x < self.threshold).to(x.dtype)
 
 
-Transform = Identity | CensoredPower
+Transform = Identity | CensoredPower | Positive
 
 
 @dataclass(frozen=True)
 class Transforms:
-    """One transform a variable, on fields (..., V, H, W)."""
+    """One transform a variable, on fields (..., V, H, W).
+
+    Attributes:
+        each: the transforms; of a variable that is modelled as a difference, that of the latter.
+        order: which variables are; None of none.
+    """
 
     each: tuple[Transform, ...]
+    order: Order | None = None
 
     @classmethod
     def of(
-        cls, names: Sequence[str], options: Mapping[str, Mapping[str, float]] | None = None
+        cls,
+        names: Sequence[str],
+        options: Mapping[str, Mapping[str, float]] | None = None,
+        *,
+        ordered: bool = False,
     ) -> Transforms:
         """Those of CMIP variables.
+
+        Args:
+            names: of the variables.
+            options: of their transforms.
+            ordered: keep tasmin ≤ tas ≤ tasmax, see `ordering`.
 
         Raises:
             AleatorError: options for a variable that is not there or has no such option.
         """
+        order = Order.of(names) if ordered else None
+        differences = order.differences if order else ()
         options = dict(options or {})
         if strange := set(options) - set(names):
             raise AleatorError(f"transforms: {min(strange)} is not among the variables")
         chosen: list[Transform] = []
-        for name in names:
+        for channel, name in enumerate(names):
             try:
-                if name == "pr":
+                if channel in differences:
+                    chosen.append(Positive(**dict[str, Any](options.get(name, {}))))
+                elif name == "pr":
                     chosen.append(CensoredPower(**dict[str, Any](options.get(name, {}))))
                 else:
                     below = QUANTITIES[name].nonnegative if name in QUANTITIES else False
                     chosen.append(Identity(below, **options.get(name, {})))
             except TypeError as error:
                 raise AleatorError(f"transforms.{name}: {error}") from None
-        return cls(tuple(chosen))
+        return cls(tuple(chosen), order)
 
     @property
     def nonnegative(self) -> tuple[bool, ...]:
         """Which variables cannot be below zero."""
-        return tuple(transform.nonnegative for transform in self.each)
+        below = self.order.differences if self.order else ()
+        return tuple(t.nonnegative and v not in below for v, t in enumerate(self.each))
+
+    def split(self, y: Tensor) -> Tensor:
+        """Variables (..., V, H, W) as what is modelled: themselves, or differences."""
+        return y if self.order is None else self.order.split(y)
+
+    def join(self, parts: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return parts if self.order is None else self.order.join(parts)
+
+    def parts(self, z: Tensor) -> Tensor:
+        """What is modelled (..., V, H, W), from predictands: `inverse`, before `join`."""
+        return self._apply([t.inverse for t in self.each], z)
 
     @property
     def dry_channels(self) -> int:
@@ -138,15 +172,16 @@ class Transforms:
 
     def coarse(self, x: Tensor) -> Tensor:
         """Predictors from coarse fields (..., V, h, w)."""
-        return self._apply([t.coarse for t in self.each], x)
+        return self._apply([t.coarse for t in self.each], self.split(x))
 
     def forward(self, y: Tensor, generator: Generators | None = None) -> Tensor:
         """Predictands from fine fields (..., V, H, W)."""
-        return self._apply([lambda c, t=t: t.forward(c, generator) for t in self.each], y)
+        forward = [lambda c, t=t: t.forward(c, generator) for t in self.each]
+        return self._apply(forward, self.split(y))
 
     def inverse(self, z: Tensor) -> Tensor:
         """Fine fields from predictands (..., V, H, W)."""
-        return self._apply([t.inverse for t in self.each], z)
+        return self.join(self.parts(z))
 
     def dry(self, x: Tensor) -> Tensor:
         """Where coarse fields (..., V, h, w) are dry: (..., D, h, w), D amounts among them."""

@@ -6,19 +6,22 @@ import torch
 from torch import Tensor
 
 from apps.climate_downscaling.config import Config
-from apps.climate_downscaling.data import Source, open_field
+from apps.climate_downscaling.data import Source
 from apps.climate_downscaling.drift import Drift
 from apps.climate_downscaling.field_dispersion import FieldDispersion
 from apps.climate_downscaling.field_ridge import cross_fit_fields
+from apps.climate_downscaling.gaps import enough, filled
 from apps.climate_downscaling.model import clock_vector
 from apps.climate_downscaling.ood import OutOfDistribution
 from apps.climate_downscaling.predictors import base_name, open_predictors, same_times
 from apps.climate_downscaling.preprocessing import Transforms
 from apps.climate_downscaling.prognosis import PrognosisModel
 from apps.climate_downscaling.residuals import View
+from apps.climate_downscaling.station_model import StationModel, refuse_unfit
 from apps.climate_downscaling.training_data import (
     Prepared,
     clock_of,
+    open_fine,
     split_times,
     static_fields,
     with_statics,
@@ -33,13 +36,19 @@ def prepare_prognosis(source: Source, config: Config) -> Prepared:
     Raises:
         AleatorError: the data cannot be read, do not fit each other, or are too short.
     """
-    fine = open_field(source, config.variables)
+    fine = open_fine(source, config)
     if fine.members:
         raise AleatorError(f"{fine.source}: training needs one realisation, not an ensemble")
     if config.statics:
         fine = with_statics(fine, config.statics)
     wanted = config.predictors
-    predictors = open_predictors(wanted.files, wanted.variables, lags=wanted.lags)
+    predictors = open_predictors(
+        wanted.files,
+        wanted.variables,
+        lags=wanted.lags,
+        time_range=config.time_range,
+        region=wanted.region,
+    )
     predictors, fine = same_times(predictors, fine)
     train, test = split_times(fine, config.split)
     return Prepared(fine, predictors, train, test, fine.grid)
@@ -56,26 +65,35 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
     Raises:
         AleatorError: no cell has data throughout, or too few times.
     """
+    stations = bool(prepared.fine.grid.stations)
+    if stations:
+        refuse_unfit(config.residual)
     fine, coarse = prepared.arrays(part)
     prepared.coarse.refuse_bad(coarse.numpy(), part.start)
-    valid, fine = _complete(fine, prepared.fine.source)
     variables = prepared.coarse.variables
     x = Transforms.of([base_name(v.name) for v in variables]).coarse(coarse)
-    transforms = Transforms.of(config.variables, config.transforms)
-    z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
+    transforms = Transforms.of(config.variables, config.transforms, ordered=config.ordered)
+    if transforms.order:
+        transforms.order.refuse_crossed(fine, config.variables, prepared.fine.source)
     folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
+    if stations:
+        valid, fine = _filled(x, fine, transforms, prepared.fine.source, config)
+    else:
+        valid, fine = _complete(fine, prepared.fine.source)
+    z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
     fitted = cross_fit_fields(x, z, valid, config.predictors.strengths, **folds)
     drift = Drift.fit(z - fitted.mean, prepared.fine.time_keys()[part])
     mean = fitted.mean + drift.honest
     dispersion = FieldDispersion.fit(z - mean, mean, fitted.leverage, valid, **folds)
-    clock = clock_of(prepared.fine.times[part])
-    model = PrognosisModel(
+    extra = config.residual.channels
+    clock = clock_of(prepared.fine.times[part], extra)
+    model = (StationModel if stations else PrognosisModel)(
         config=config,
         variables=prepared.fine.variables,
         fine_grid=prepared.fine.grid,
         coarse_grid=prepared.coarse.grid,
         clock=clock,
-        statics=static_fields(prepared.fine, config.factor, prepared.domain)[0],
+        statics=static_fields(prepared.fine, config.factor, prepared.domain, extra)[0],
         valid=valid,
         mean=fitted.ridge.at(drift.offset),
         dispersion=dispersion,
@@ -107,3 +125,21 @@ def _complete(fine: Tensor, source: str) -> tuple[Tensor, Tensor]:
         )
     usual = fine[..., valid].mean(-1)[..., None, None]
     return valid, torch.where(valid, fine, usual)
+
+
+def _filled(
+    x: Tensor, fine: Tensor, transforms: Transforms, source: str, config: Config
+) -> tuple[Tensor, Tensor]:
+    """Stations (1, S) that are there often enough, and their series with the gaps drawn."""
+    valid = enough(fine)
+    if not valid.any():
+        raise AleatorError(
+            f"{source}: no station has {', '.join(config.variables)} at half of the training times"
+        )
+    latent, draws = (keyed_generator(config.fit.seed, key) for key in (-5, -6))
+    folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
+    z = transforms.forward(fine, latent)
+    z = filled(x, z, valid, config.predictors.strengths, draws, **folds)
+    drawn = torch.where(fine.isnan(), transforms.inverse(z), fine)
+    usual = drawn[..., valid].mean(-1)[..., None, None]
+    return valid, torch.where(valid, drawn, usual)

@@ -50,7 +50,7 @@ class Bilinear:
                 f"{where}: predictors must be on latitudes and longitudes, not on "
                 f"{source.describe()}; remap them first (e.g. cdo remapbil)"
             )
-        lat, lon = _places(target)
+        lat, lon = places(target)
         lon = source.x.mean() + (lon - source.x.mean() + 180) % 360 - 180
         wrap = len(source.x) if source.is_global else 0
         rows, row_weight = _along(source.y, lat.ravel(), where, "latitudes")
@@ -72,7 +72,7 @@ class Bilinear:
         return total.reshape(*fields.shape[:-2], *self.shape)
 
 
-def _places(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def places(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Latitude and longitude (H, W) of the cells."""
     if grid.lat is not None and grid.lon is not None:
         return grid.lat, grid.lon

@@ -88,7 +88,9 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
     fine, coarse = prepared.arrays(part)
     valid = valid_cells(fine, prepared.fine.source)
     fine, coarse = fill_missing(fine, coarse, valid)
-    transforms = Transforms.of(config.variables, config.transforms)
+    transforms = Transforms.of(config.variables, config.transforms, ordered=config.ordered)
+    if transforms.order:
+        transforms.order.refuse_crossed(fine, config.variables, prepared.fine.source)
     x = transforms.coarse(coarse)
     z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
     fitted = cross_fit(x, z, config.mean)
@@ -98,14 +100,15 @@ def fit_view(prepared: Prepared, config: Config, part: slice) -> View:
     folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
     dispersion = Dispersion.fit(error, x, standard, mean, fitted.leverage, **folds)
     increment = (mean - upsample(x, config.factor, "nearest")).std((0, 2, 3)).clamp_min(1e-6)
-    clock = clock_of(prepared.fine.times[part])
+    extra = config.residual.channels
+    clock = clock_of(prepared.fine.times[part], extra)
     model = DownscalingModel(
         config=config,
         variables=prepared.fine.variables,
         fine_grid=prepared.fine.grid,
         coarse_grid=prepared.coarse.grid,
         clock=clock,
-        statics=static_fields(prepared.fine, config.factor, prepared.domain)[0],
+        statics=static_fields(prepared.fine, config.factor, prepared.domain, extra)[0],
         valid=valid,
         mean=regression,
         dispersion=_floored(dispersion, valid),
@@ -288,9 +291,10 @@ class Validation:
     def _spread_skill(self, drawn: Tensor, factor: Tensor) -> Tensor:
         """(V,) of residuals (M, N, V, H, W) times a factor (V,)."""
         z = self.mean + self.scale * factor[:, None, None] * drawn
-        y = self.model.transforms.inverse(z).double()
+        transforms = self.model.transforms
+        y, fine = transforms.parts(z).double(), transforms.split(self.fine)
         here, where = self.valid.double(), (0, 2, 3)
-        error = (y.mean(0) - self.fine).square()
+        error = (y.mean(0) - fine).square()
         variance = (1 + 1 / len(y)) * y.var(0)
         return ((variance * here).sum(where) / (error * here).sum(where)).sqrt()
 

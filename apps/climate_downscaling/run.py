@@ -27,6 +27,7 @@ from apps.climate_downscaling.field import Field, show_time
 from apps.climate_downscaling.grid import match
 from apps.climate_downscaling.ood import WARN_ABOVE
 from apps.climate_downscaling.output import create_store, exporter
+from apps.climate_downscaling.remap import METHODS
 from apps.climate_downscaling.stations import Stations, describe_stations
 from apps.climate_downscaling.template import OOD
 from core.errors import AleatorError
@@ -48,6 +49,7 @@ class Request:
     steps: int | None = None
     seed: int = 0
     time_range: str | None = None
+    regrid: str | None = None
     conserve: bool = True
     coherent: bool = False
     observations: str | None = None
@@ -65,6 +67,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise AleatorError(f"--{name} {value}: at least one is needed")
+        if self.regrid is not None and self.regrid not in METHODS:
+            raise AleatorError(f"--regrid {self.regrid}: known are {', '.join(METHODS)}")
         exporter(self.output)
         if self.output.exists() and not self.overwrite:
             raise AleatorError(f"{self.output} exists; choose another name or --overwrite")
@@ -86,7 +90,7 @@ def run(request: Request, say: Say = print) -> Path:
         AleatorError: anything wrong with the input, the model, the options or the disk.
     """
     downscaler = Downscaler.load(request.model, request.device)
-    field, truth = open_input(downscaler, request.sources, request.time_range)
+    field, truth = open_input(downscaler, request.sources, request.time_range, request.regrid)
     if request.truth is not None:
         known = open_field(request.truth, downscaler.model.names, time_range=request.time_range)
         truth = match(known, downscaler.model.fine_grid)
@@ -125,7 +129,8 @@ def _compute(
         request.output,
         length=len(field),
         job={"input": field.fingerprint(), "model": downscaler.model.fingerprint, **options}
-        | ({"observations": stations.fingerprint()} if stations else {}),
+        | ({"observations": stations.fingerprint()} if stations else {})
+        | ({"regrid": request.regrid} if request.regrid else {}),
         create=lambda path: create_store(described, path),
         overwrite=request.overwrite,
     )
@@ -134,11 +139,13 @@ def _compute(
     folder = (request.model or bundled_model()).absolute()
     sources = [s if "://" in s else str(Path(s).absolute()) for s in request.sources]
     job = Job(
-        folder, sources, request.time_range, request.device, threads, stations=stations, **options
+        *(folder, sources, request.time_range, request.device, threads, request.regrid),
+        stations=stations,
+        **options,
     )
     if workers == 1 and request.scheduler is None:
         job.use(downscaler, field)
-    fields = [str(name) for name in described.data_vars if described[name].ndim == 4]
+    fields = [str(n) for n in described.data_vars if "member" in described[n].dims]
     stream(
         job,
         store,

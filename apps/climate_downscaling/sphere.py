@@ -7,11 +7,21 @@ from typing import Any
 
 import numpy as np
 
+SAME_PLACE = 1 / 6371
+"""Radians, a kilometre: stations this near are the same."""
+
 
 def unit_vectors(lat: Any, lon: Any) -> np.ndarray:
     """Points (3, ...) of the unit sphere at latitudes and longitudes (...) in degrees."""
     phi, lam = np.deg2rad(lat), np.deg2rad(lon)
     return np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)])
+
+
+def apart(one: Any, other: Any) -> np.ndarray:
+    """Distance on the unit sphere between the `lat` and `lon` of two grids, cell by cell."""
+    return np.linalg.norm(
+        unit_vectors(one.lat, one.lon) - unit_vectors(other.lat, other.lon), axis=0
+    )
 
 
 def directions(p: np.ndarray, near: float = 0.0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,13 +9,11 @@ the nearest cell that has data, at the time that it has exactly.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from apps.climate_downscaling import cf
@@ -23,7 +21,8 @@ from apps.climate_downscaling.data import open_source
 from apps.climate_downscaling.decode import canonical
 from apps.climate_downscaling.field import Field, Variable
 from apps.climate_downscaling.grid import Grid
-from apps.climate_downscaling.sphere import unit_vectors
+from apps.climate_downscaling.sphere import SAME_PLACE, unit_vectors
+from apps.climate_downscaling.station_files import CSV, from_csv
 from apps.climate_downscaling.times import time_keys, whole_seconds, with_dates
 from core.errors import AleatorError
 
@@ -33,7 +32,6 @@ ERRORS = {"K": 0.5, "mm day-1": 1.0, "m s-1": 1.0, "Pa": 50.0}
 COLDEST = 150.0
 """K: no station is colder."""
 
-_COLUMN = re.compile(r"\s*(?P<name>[^\[\]]+?)\s*(?:\[(?P<units>[^\]]*)\])?\s*")
 _RADIUS = 6371.0
 
 
@@ -106,7 +104,7 @@ def read_stations(
     path = Path(source)
     if not path.exists():
         raise AleatorError(f"{path}: no such file")
-    dataset = _from_csv(path) if path.suffix.lower() in {".csv", ".txt"} else open_source(path)[0]
+    dataset = from_csv(path) if path.suffix.lower() in CSV else open_source(path)[0]
     dataset = dataset.load()
     time = _time_name(dataset, path)
     dataset, _ = with_dates(dataset, time, str(path))
@@ -158,50 +156,6 @@ def _merged(entries: list[tuple[int, float, float]]) -> Seen:
     count = np.bincount(index)
     mean = np.bincount(index, values) / count
     return Seen(unique, mean, np.bincount(index, errors) / count)
-
-
-def _from_csv(path: Path) -> xr.Dataset:
-    """A long table as a dataset (time, station)."""
-    try:
-        table = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise AleatorError(f"{path}: not a CSV table ({error})") from None
-    units = {}
-    for column in list(table.columns):
-        found = _COLUMN.fullmatch(str(column))
-        name = found["name"] if found else str(column)
-        table = table.rename(columns={column: name})
-        if found and found["units"] is not None:
-            units[name] = found["units"]
-    listed = ", ".join(map(str, table.columns))
-    for needed in ("time", "lat", "lon"):
-        if needed not in table:
-            raise AleatorError(f"{path}: no column {needed}; it has {listed}")
-    for name in ("lat", "lon"):
-        places = pd.to_numeric(table[name], errors="coerce")
-        if places.isna().any():
-            row = int(places.isna().argmax())
-            raise AleatorError(
-                f"{path}: row {row + 1}: {name} is '{table[name].iloc[row]}'; degrees are needed"
-            )
-        table[name] = places
-    try:
-        table["time"] = pd.to_datetime(table["time"]).dt.tz_localize(None)
-    except (ValueError, TypeError) as error:
-        raise AleatorError(f"{path}: column time holds no dates ({error})") from None
-    place = table.groupby(["lat", "lon"], sort=False).ngroup()
-    if table.assign(place=place).duplicated(["time", "place"]).any():
-        raise AleatorError(f"{path}: a place has two rows for one time; keep one of them")
-    index = [table["time"], place.rename("station")]
-    fields = table.drop(columns=["time", "lat", "lon"]).select_dtypes("number")
-    dataset = fields.set_index(pd.MultiIndex.from_arrays(index)).to_xarray()
-    coordinates = table.groupby(place)[["lat", "lon"]].first()
-    for name in ("lat", "lon"):
-        dataset[name] = ("station", coordinates[name].to_numpy())
-    for name, unit in units.items():
-        if name in dataset:
-            dataset[name].attrs["units"] = unit
-    return dataset
 
 
 def _time_name(dataset: xr.Dataset, path: Path) -> str:
@@ -287,6 +241,8 @@ def _nearest(
     centres = unit_vectors(*(c.ravel()[cells] for c in where))
     near = np.arccos(np.clip(unit_vectors(lat, lon).T @ centres, -1, 1))
     best = near.argmin(1)
+    if grid.stations:
+        return cells[best], near[np.arange(len(lat)), best] <= SAME_PLACE
     # a cell's size from its nearest neighbour on the map, whatever the projection
     p = unit_vectors(*(c for c in where))
     step = max(

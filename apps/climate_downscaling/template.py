@@ -20,6 +20,7 @@ import xarray as xr
 from apps.climate_downscaling.cf import QUANTITIES
 from apps.climate_downscaling.field import Field, Layout, Variable
 from apps.climate_downscaling.grid import Grid
+from apps.climate_downscaling.station_files import from_row
 from apps.climate_downscaling.times import time_encoding
 from apps.climate_downscaling.units import UnknownUnitError, parse, spelled
 from core.errors import AleatorError
@@ -43,11 +44,13 @@ class Encoder:
         variables: what the channels are, with the units that the file has.
         layout: how the input was turned.
         factor: fine cells per side of a coarse one.
+        stations: the cells are a row of stations.
     """
 
     variables: tuple[Variable, ...]
     layout: Layout
     factor: int
+    stations: bool = False
 
     @classmethod
     def of(
@@ -63,7 +66,8 @@ class Encoder:
             )
         own = {variable.name: variable for variable in field.variables}
         chosen = [own.get(v.name, v) for v in variables or field.variables]
-        return cls(tuple(_as_written(v) for v in chosen), field.layout, factor)
+        written = tuple(_as_written(v) for v in chosen)
+        return cls(written, field.layout, factor, bool(fine_grid.stations))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,7 +81,7 @@ class Encoder:
             values: (M, T, V, H, W) in canonical units, on the fine grid as the model has it.
 
         Returns:
-            name -> (M, T, H, W) float32 in the file's units and order.
+            name -> (M, T, H, W) float32 in the file's units and order; (M, T, S) of stations.
         """
         turned = self.layout.restore(values, self.factor)
         encoded = {}
@@ -85,6 +89,7 @@ class Encoder:
             channel = turned[:, :, index]
             if (variable.scale, variable.offset) != (1.0, 0.0):
                 channel = (channel.astype(np.float64) - variable.offset) / variable.scale
+            channel = channel[..., 0, :] if self.stations else channel
             encoded[variable.source_name] = np.ascontiguousarray(channel, dtype=np.float32)
         return encoded
 
@@ -111,7 +116,8 @@ def template(
         history: a line about this run, put before the input's own history.
 
     Returns:
-        a lazy dataset (member, time, y, x) with coordinates, bounds, attributes and encoding.
+        a lazy dataset (member, time, y, x), or (member, time, station), with coordinates, bounds,
+        attributes and encoding.
 
     Raises:
         AleatorError: the fine grid is not a refinement of the input's, or no members.
@@ -145,7 +151,9 @@ def template(
     arrays[OOD] = xr.Variable(time, score, _OOD_ATTRIBUTES, _packing(chunks[1:2]))
     taken = set(arrays) | set(coords)
     coords |= {name: v for name, v in _extras(field).items() if name not in taken}
-    return xr.Dataset(arrays, coords, _global_attributes(field, attributes or {}, history))
+    told = _global_attributes(field, attributes or {}, history)
+    whole = xr.Dataset(arrays, coords, told)
+    return from_row(whole, fine_grid.stations) if fine_grid.stations else whole
 
 
 _OOD_ATTRIBUTES = {

@@ -19,7 +19,7 @@ from apps.climate_downscaling.config import Config
 from apps.climate_downscaling.downscale import ensemble
 from apps.climate_downscaling.families import ANY_SIZE
 from apps.climate_downscaling.field import show_time
-from apps.climate_downscaling.model import DownscalingModel, residual_config
+from apps.climate_downscaling.model import DownscalingModel
 from apps.climate_downscaling.patches import checked_crop, tile
 from apps.climate_downscaling.prepare import open_prepared
 from apps.climate_downscaling.prognosis_fit import fit_prognosis
@@ -89,7 +89,7 @@ def train(
         say(line)
     views = [own, *shifted_views(prepared, own, part, config.residual.positions or 0)]
     torch.manual_seed(seed)
-    residual = build(residual_config(model, config.residual.crop))
+    residual = build(model.residual_config(config.residual.crop))
     say(f"residual: {_words(model, residual)}, {len(views)} positions of the coarse grid")
     steps, learnt = len(own.fine), fitted_steps(len(own.fine), config)
     first = learnt + config.split.gap if config.split.validation_fraction else steps
@@ -127,7 +127,7 @@ def on_domain(model: DownscalingModel, trained: GenerativeModel) -> GenerativeMo
     crop = model.config.residual.crop
     if crop is None:
         return trained.eval()
-    whole = build(residual_config(model))
+    whole = build(model.residual_config())
     whole.load_state_dict(trained.state_dict())
     tile(whole, crop, model.fine_grid)
     return whole.eval()

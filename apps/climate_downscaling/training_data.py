@@ -18,8 +18,10 @@ from torch import Tensor
 from apps.climate_downscaling.config import Config, SplitConfig
 from apps.climate_downscaling.conserve import block_mean
 from apps.climate_downscaling.data import Source, open_field, open_statics
+from apps.climate_downscaling.derived import derived_fields
 from apps.climate_downscaling.field import Field, show_time, time_keys
 from apps.climate_downscaling.grid import Grid, match
+from apps.climate_downscaling.sun import sun_of
 from core.data import chronological_split
 from core.errors import AleatorError
 
@@ -80,7 +82,13 @@ def prepare_data(source: Source, config: Config) -> Prepared:
     Raises:
         AleatorError: the data cannot be read, are smaller than a block, or too short.
     """
-    fine = open_field(source, config.variables).crop(config.factor)
+    fine = open_fine(source, config)
+    if fine.grid.stations:
+        raise AleatorError(
+            f"{fine.source}: stations have no blocks to average over; give --predictors, files to "
+            "learn from, in place of --factor"
+        )
+    fine = fine.crop(config.factor)
     if fine.members:
         raise AleatorError(f"{fine.source}: training needs one realisation, not an ensemble")
     if config.statics:
@@ -88,6 +96,11 @@ def prepare_data(source: Source, config: Config) -> Prepared:
     train, test = split_times(fine, config.split)
     coarse = fine.coarsen(config.factor, skipna=True)
     return Prepared(fine, coarse, train, test, fine.grid)
+
+
+def open_fine(source: Source, config: Config) -> Field:
+    """The fine variables, of the region and times that the config names."""
+    return open_field(source, config.variables, time_range=config.time_range, region=config.region)
 
 
 def with_statics(fine: Field, path: str | Path) -> Field:
@@ -166,12 +179,14 @@ def fill_missing(fine: Tensor, coarse: Tensor, valid: Tensor) -> tuple[Tensor, T
     return torch.where(valid, fine, up), coarse
 
 
-def static_fields(fine: Field, factor: int, domain: Grid) -> tuple[Tensor, tuple[str, ...]]:
+def static_fields(
+    fine: Field, factor: int, domain: Grid, channels: tuple[str, ...] = ()
+) -> tuple[Tensor, tuple[str, ...]]:
     """Standardised static predictors (S, H, W) and their names.
 
     Position in the domain always; where the data have them, orography, its departure from the
-    coarse cell (what the coarse field cannot know), and land fraction. A factor of 0 is for
-    coarse fields of another kind.
+    coarse cell (what the coarse field cannot know), and land fraction; then those of `channels`
+    that follow from these. A factor of 0 is for coarse fields of another kind.
     """
     fields = list(
         torch.meshgrid(
@@ -189,17 +204,22 @@ def static_fields(fine: Field, factor: int, domain: Grid) -> tuple[Tensor, tuple
             up = mean.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
             fields.append((values - up) / spread)
             names.append("orog_within_cell")
+    for name, derived in derived_fields(fine, channels):
+        fields.append(derived)
+        names.append(name)
     return torch.stack(fields), tuple(names)
 
 
 def _position(values: np.ndarray, domain: np.ndarray) -> Tensor:
     """From -1 to 1 along the domain."""
-    extent = domain[-1] - domain[0]
+    extent = domain[-1] - domain[0] or 1.0  # a single row stands at -1
     return torch.from_numpy((2 * (values - domain[0]) / extent - 1).astype(np.float32))
 
 
-def clock_of(times: np.ndarray, season_days: float = 60.0) -> tuple[str, ...]:
-    """Which cycles the training times cover well enough to learn from."""
+def clock_of(
+    times: np.ndarray, channels: tuple[str, ...] = (), season_days: float = 60.0
+) -> tuple[str, ...]:
+    """Which cycles the training times cover well enough to learn from, and the sun if wanted."""
     keys = time_keys(times)
     clock = []
     if len(np.unique(keys % 86400)) > 1:
@@ -207,4 +227,6 @@ def clock_of(times: np.ndarray, season_days: float = 60.0) -> tuple[str, ...]:
     days = np.unique(keys // 86400 % 365)
     if len(days) > season_days:
         clock.append("season")
+    if "sun" in channels:
+        clock.append(sun_of(times))
     return tuple(clock)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from apps.hep_simulation.data import ENERGIES, PDG, SHOWERS, open_hdf5
 from apps.hep_simulation.geometry import KNOWN_VOXELS, read_geometry
+from apps.hep_simulation.inference.posterior import APP as INFERENCE_APP
+from apps.hep_simulation.jets.model import APP as JET_APP
+from apps.hep_simulation.model import APP as SHOWER_APP
 from apps.hep_simulation.model import ShowerModel
 from apps.hep_simulation.particles import particle_name
+from core.cards import model_card
+from core.checkpoint import load_checkpoint
 from core.errors import AleatorError
 
 
@@ -23,11 +30,41 @@ def describe(path: Path) -> str:
     if not path.exists():
         raise AleatorError(f"{path}: no such file or folder")
     if path.is_dir():
-        return _model(path)
+        return _any_model(path)
     if path.suffix == ".xml":
         geometry = read_geometry(path)
         return f"binning of {geometry.particle} ({geometry.pid}): {geometry.describe()}"
     return _showers(path)
+
+
+def _any_model(path: Path) -> str:
+    """Showers, jets or posteriors; the card at the end."""
+    found = load_checkpoint(path)
+    known = {SHOWER_APP: _model, JET_APP: _jets, INFERENCE_APP: _inference}
+    if found.app not in known:
+        raise AleatorError(f"{path}: a model of {found.app}, not of colliders")
+    card = f"\n\n{model_card(found.card)}" if found.card else ""
+    return known[found.app](path) + card
+
+
+def _jets(path: Path) -> str:
+    found = load_checkpoint(path, app=JET_APP)
+    size = sum(tensor.numel() for tensor in found.tensors.values())
+    name = f"model {found.fingerprint}: reconstructed jets of generator-level ones"
+    return f"{name}, {size:,} weights"
+
+
+def _inference(path: Path) -> str:
+    found = load_checkpoint(path, app=INFERENCE_APP)
+    prior, networks = found.config["prior"], found.config["networks"]
+    ranges = zip(prior["names"], prior["low"], prior["high"], strict=True)
+    return "\n".join(
+        [
+            f"model {found.fingerprint}: {networks['method']}, {networks['count']} networks",
+            f"infers: {', '.join(f'{n} in {a:g} to {b:g}' for n, a, b in ranges)}",
+            f"from: {', '.join(found.config['x_names'])}",
+        ]
+    )
 
 
 def _model(path: Path) -> str:
@@ -64,13 +101,19 @@ def _showers(path: Path) -> str:
             numbers, counts = np.unique(np.asarray(file[PDG][:]), return_counts=True)
             named = zip(numbers, counts, strict=True)
             lines.append(", ".join(f"{n} of {particle_name(int(p))}" for p, n in named))
-        if "flagged" in file.attrs:
-            lines.append(
-                f"made by model {file.attrs['model']}, seed {file.attrs['seed']}; "
-                f"{file.attrs['flagged']} showers outside of its training"
-            )
-            worth = json.loads(file.attrs["oracle_events_worth"])
-            lines.append(
-                "worth in oracle events: " + ", ".join(f"{n} {v}" for n, v in worth.items())
-            )
+        lines += _origin(file.attrs)
         return "\n".join(lines)
+
+
+def _origin(attributes: Mapping[str, Any]) -> list[str]:
+    """What a simulated file says about itself."""
+    if "flagged" not in attributes:
+        return []
+    lines = [
+        f"made by {attributes['generator']} ({attributes['model']}), seed {attributes['seed']}; "
+        f"{attributes['flagged']} showers outside of what it may be trusted with"
+    ]
+    if "oracle_events_worth" in attributes:
+        worth = json.loads(attributes["oracle_events_worth"])
+        lines.append("worth in oracle events: " + ", ".join(f"{n} {v}" for n, v in worth.items()))
+    return lines

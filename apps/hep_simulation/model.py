@@ -7,6 +7,7 @@ One checkpoint holds all of it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from apps.hep_simulation.cascade import SplittingCascade
 from apps.hep_simulation.config import Config, parse_config
 from apps.hep_simulation.features import padded, unpadded
 from apps.hep_simulation.geometry import Geometry
+from apps.hep_simulation.particles import particle_name
 from apps.hep_simulation.validity import Validity, outside
 from core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from core.errors import AleatorError, CheckpointError
@@ -79,6 +81,25 @@ class ShowerModel:
     def outside(self, energies: np.ndarray, particles: np.ndarray) -> np.ndarray:
         """(N,) whether conditions are outside of training."""
         return outside(energies, particles, self.energy_range, self.particles)
+
+    def reach(self) -> str:
+        """Energies and particles of training, in words."""
+        low, high = (energy / 1000 for energy in self.energy_range)
+        known = ", ".join(particle_name(number) for number in self.particles)
+        return f"{low:.4g} to {high:.4g} GeV and {known}"
+
+    def certificate(self) -> dict[str, Any]:
+        """What files of its showers say: training, and closure against unseen showers."""
+        worth = {name: round(found["worth"]) for name, found in self.closure.items()}
+        return {
+            "generator": f"aleator hep {self.config.family}",
+            "model": self.fingerprint,
+            "trained_GeV": [e / 1000 for e in self.energy_range],
+            "trained_on": self.data,
+            "trained_particles": list(self.particles),
+            "closure": json.dumps(self.closure),
+            "oracle_events_worth": json.dumps(worth),
+        }
 
     @torch.inference_mode()
     def sample(

@@ -6,6 +6,7 @@ or sitting it is computed, and whichever other showers are asked for.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -16,7 +17,10 @@ import numpy as np
 import torch
 
 from apps.hep_simulation.conditions import Conditions, Listed, Spectrum
+from apps.hep_simulation.engine import Engine
+from apps.hep_simulation.geometry import Geometry, read_geometry
 from apps.hep_simulation.model import ShowerModel
+from apps.hep_simulation.oracle.detector import read_detector
 from apps.hep_simulation.output import Writer
 from apps.hep_simulation.particles import particle_name
 from core.errors import AleatorError
@@ -28,23 +32,37 @@ SHOWER = 1
 BATCH = 100
 CHUNK = 2000
 """Showers a part file: what a stopped run loses at most."""
+ORACLE_CHUNK = 50
+"""Likewise of the full simulation, which takes a tenth of a second each."""
 Say = Callable[[object], None]
 
 
 @dataclass(frozen=True)
 class Simulator:
-    """A model that simulates.
+    """Conditions in, showers out.
 
     Attributes:
-        model: trained.
+        model: a trained model, or the real simulation.
     """
 
-    model: ShowerModel
+    model: Engine
 
     @classmethod
     def load(cls, folder: Path | str | None = None) -> Simulator:
         """Read a trained model; the bundled one if no folder is given."""
         return cls(ShowerModel.load(bundled("shower_model") if folder is None else folder))
+
+    @classmethod
+    def oracle(cls, detector: str = "par04", geometry: Geometry | None = None) -> Simulator:
+        """Geant4 of a detector (a JSON file, or "par04"), read out as a binning says.
+
+        Raises:
+            AleatorError: as `read_detector`, or Geant4 cannot be set up.
+        """
+        from apps.hep_simulation.oracle.geant4 import Geant4
+
+        known = read_geometry(bundled("binning.xml")) if geometry is None else geometry
+        return cls(Geant4(read_detector(detector), known))
 
     def simulate(
         self,
@@ -102,12 +120,9 @@ class Simulator:
     ) -> str:
         """Says which condition is outside of training."""
         row = int(np.flatnonzero(flags)[0])
-        low, high = self.model.energy_range
-        known = ", ".join(particle_name(p) for p in self.model.particles)
         return (
             f"shower {first + row}: {energies[row] / 1000:g} GeV, "
-            f"{particle_name(int(particles[row]))}; the model knows {low / 1000:.4g} to "
-            f"{high / 1000:.4g} GeV and {known}"
+            f"{particle_name(int(particles[row]))}; the model knows {self.model.reach()}"
         )
 
 
@@ -124,6 +139,8 @@ class Request:
         conditions: of the showers.
         output: file to write.
         model: folder of a model; the bundled one if None.
+        oracle: a detector: Geant4 instead of a model.
+        geometry: how the oracle is read out; the bundled binning if None.
         seed: of everything random.
         steps: evaluations, for families that sample by steps.
         batch: showers computed together.
@@ -134,6 +151,8 @@ class Request:
     conditions: Conditions
     output: Path
     model: Path | None = None
+    oracle: str | None = None
+    geometry: Geometry | None = None
     seed: int = 0
     steps: int | None = None
     batch: int = BATCH
@@ -148,7 +167,7 @@ def run(request: Request, *, say: Say = print) -> Path:
         AleatorError: bad options, the output exists, or (strict) conditions outside of training.
     """
     torch.set_num_threads(1)  # operations are small: threads cost more than they give
-    simulator = Simulator.load(request.model)
+    simulator = _simulator(request)
     model, conditions = simulator.model, settled(request.conditions, simulator.model)
     request = replace(request, conditions=conditions)
     count, voxels = conditions.count, model.geometry.voxels
@@ -168,22 +187,41 @@ def run(request: Request, *, say: Say = print) -> Path:
         blocks = list(simulator.blocks(conditions, start, stop, *options))
         return tuple(np.concatenate(column) for column in zip(*blocks, strict=True))
 
+    made, begun = 0, time.process_time()
     with progress_bar(count, "showers") as advance:
-        for done, _ in writer.run(count, CHUNK, make):
+        for done, new in writer.run(count, _chunk(request), make):
             advance(done)
+            made += new
+    spent = time.process_time() - begun
     flagged = writer.flagged()
     writer.finish(count, voxels, attributes(model, request, flagged))
-    say(f"wrote {request.output}: {count} showers by model {model.fingerprint}")
+    pace = f", {1000 * spent / made:.3g} ms of CPU each" if made else ""
+    kind = "model" if request.oracle is None else "oracle"
+    say(f"wrote {request.output}: {count} showers by {kind} {model.fingerprint}{pace}")
     if flagged:
-        low, high = (e / 1000 for e in model.energy_range)
         say(
             f"warning: {flagged} of {count} showers are outside of what the model was trained on "
-            f"({low:.4g} to {high:.4g} GeV); they are marked in the dataset 'flagged'"
+            f"({model.reach()}); they are marked in the dataset 'flagged'"
         )
     return request.output
 
 
-def settled(conditions: Conditions, model: ShowerModel) -> Conditions:
+def _simulator(request: Request) -> Simulator:
+    if request.oracle is None:
+        if request.geometry is not None:
+            raise AleatorError("--geometry: a model has its own; it is the oracle's option")
+        return Simulator.load(request.model)
+    if request.model is not None:
+        raise AleatorError("give --model or --oracle, not both")
+    return Simulator.oracle(request.oracle, request.geometry)
+
+
+def _chunk(request: Request) -> int:
+    """The full simulation is slow: a stopped run must not lose hours."""
+    return CHUNK if request.oracle is None else ORACLE_CHUNK
+
+
+def settled(conditions: Conditions, model: Engine) -> Conditions:
     """A spectrum without particles takes all those of the model."""
     if isinstance(conditions, Spectrum) and not conditions.particles:
         return replace(conditions, particles=model.particles)
@@ -202,24 +240,15 @@ def _refuse(simulator: Simulator, conditions: Conditions, seed: int) -> None:
             )
 
 
-def attributes(model: ShowerModel, request: Request, flagged: int) -> dict[str, Any]:
-    """The certificate that a file carries: what made it, what was flagged, how well it closes."""
-    import json
-
-    worth = {name: round(found["worth"]) for name, found in model.closure.items()}
+def attributes(model: Engine, request: Request, flagged: int) -> dict[str, Any]:
+    """What a file says about its making: what made it, what was flagged, how well it closes."""
     return {
-        "generator": f"aleator hep {model.config.family}",
-        "model": model.fingerprint,
+        **model.certificate(),
         "seed": request.seed,
         "steps": -1 if request.steps is None else request.steps,
         "threshold_MeV": model.threshold,
         "geometry": model.geometry.to_xml(),
         "flagged": flagged,
-        "trained_GeV": [e / 1000 for e in model.energy_range],
-        "trained_on": model.data,
-        "trained_particles": list(model.particles),
-        "closure": json.dumps(model.closure),
-        "oracle_events_worth": json.dumps(worth),
     }
 
 

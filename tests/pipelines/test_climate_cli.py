@@ -47,7 +47,7 @@ def coarse(tmp_path_factory):
 
 def test_help_teaches(coarse):
     text = invoke("downscale", "--help").output
-    for word in ("--members", "--seed", "--scheduler", "--time-range", "--conserve"):
+    for word in ("--members", "--seed", "--scheduler", "--time-range", "--conserve", "--regrid"):
         assert word in text
 
 
@@ -162,6 +162,16 @@ def test_mistakes_on_the_command_line_are_one_line(coarse, tmp_path):
     assert_refused(
         invoke("downscale", coarse, "-o", out, "--time-range", "1999-01:1999-02"), "no time step"
     )
+    assert_refused(invoke("downscale", coarse, "-o", out, "--regrid", "cubic"), "known are bil")
+    assert_refused(
+        invoke("train", coarse, "-o", tmp_path / "m", "--variables", "tas", "--factor", 4,
+               "--region", "50:40,0:5"), "southern to the northern",
+    )  # fmt: skip
+    assert_refused(invoke("prepare", coarse, "-o", tmp_path / "p", "--variables", "tas"), "factor")
+    assert_refused(
+        invoke("train", "teleport://x/y.zarr", "-o", tmp_path / "m", "--variables", "tas",
+               "--factor", 4), "Protocol not known",
+    )  # fmt: skip
     out.write_text("precious")
     assert_refused(invoke("downscale", coarse, "-o", out), "exists")
     assert out.read_text() == "precious"
@@ -171,6 +181,22 @@ def test_mistakes_on_the_command_line_are_one_line(coarse, tmp_path):
                "--set", "fit.speed=3"), r"unknown option fit\.speed",
     )  # fmt: skip
     assert_refused(invoke("info", tmp_path / "none"), "no such file")
+
+
+def test_input_on_another_grid_is_remapped_if_asked(coarse, tmp_path):
+    with xr.open_dataset(coarse) as data:
+        moved = data.interp(lat=np.arange(57.4, 50.7, -0.7), lon=np.arange(-9.4, 1.3, 0.7))
+        for name in ("tas", "lat", "lon"):
+            moved[name].attrs = data[name].attrs
+        moved.load().to_netcdf(tmp_path / "moved.nc")
+    options = ("-o", tmp_path / "out.nc", "--members", 1, "--no-figure")
+    assert_refused(invoke("downscale", tmp_path / "moved.nc", *options), "--regrid")
+    found = invoke("downscale", tmp_path / "moved.nc", *options, "--regrid", "nearest")
+    assert found.exit_code == 0, found.output
+    assert "remapped (nearest)" in found.stderr
+    with xr.open_dataset(tmp_path / "out.nc") as fine:
+        assert fine["tas"].shape == (1, 3, 32, 48)
+        assert fine["tas"].notnull().all()
 
 
 def test_truncated_files_and_models_are_refused(coarse, tmp_path):

@@ -97,6 +97,21 @@ def test_prepare_joins_and_info_describes(tmp_path):
     assert_one_line(invoke("prepare", SHOWERS, "--geometry", BINNING, "-o", out), "exists")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("shower_model", ["cascade", "closure of response", "## Made by"]),
+        ("jets", ["reconstructed jets of", "Efficiency"]),
+        ("inference", ["TimeShower:alphaSvalue in 0.1 to 0.18", "n_charged", "## Limits"]),
+    ],
+)
+def test_info_describes_every_kind_of_model(name, words):
+    result = invoke("info", bundled(name))
+    assert result.exit_code == 0, result.output
+    for word in words:
+        assert word in result.stdout
+
+
 def test_mistakes_are_one_line(tmp_path):
     with h5py.File(tmp_path / "no.hdf5", "w") as file:
         file["incident_energies"] = np.ones((3, 1))

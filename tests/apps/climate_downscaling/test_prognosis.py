@@ -1,5 +1,7 @@
 """Perfect prognosis end to end: predictors in two files, observations with a sea and a gap."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from apps.climate_downscaling.data import open_field
 from apps.climate_downscaling.describe import describe
 from apps.climate_downscaling.downscale import Downscaler, ensemble, open_input
 from apps.climate_downscaling.model import DownscalingModel
+from apps.climate_downscaling.prepare import open_prepared, prepare, stored_settings
 from apps.climate_downscaling.prognosis import PrognosisModel
 from apps.climate_downscaling.run import Request, run
 from apps.climate_downscaling.train import train
@@ -160,6 +163,60 @@ def test_the_command_writes_draws_and_scores(world, tmp_path, capsys):
     found = open_field(tmp_path / "fine.nc", ensemble=True)
     assert set(found.names) == {"tas", "pr"}
     assert found.members == 3
+
+
+def test_what_was_prepared_trains_the_same_model(world, tmp_path):
+    files = [str(world / "pressure.nc"), str(world / "surface.nc")]
+    config = read_config(None, SMALL, variables="tas,pr", predictors=files)
+    text = prepare(str(world / "fine.nc"), tmp_path / "p.zarr", config)
+    assert "psl[-1]" in text
+    assert "6 x 7 cells" in text
+    assert "3 x 4 cells" in text
+    stored = stored_settings(str(tmp_path / "p.zarr"))
+    assert stored["variables"] == ["tas", "pr"]
+    assert stored["predictors"]["files"] == files
+    again = read_config(None, SMALL, base=stored)  # nothing need be said twice
+    assert again == config
+    one = open_prepared(str(tmp_path / "p.zarr"), again)
+    two = open_prepared(str(world / "fine.nc"), config)
+    assert one.coarse.names == two.coarse.names
+    assert one.describe_split() == two.describe_split()
+    for a, b in zip(one.arrays(one.train), two.arrays(two.train), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    trained = train(str(tmp_path / "p.zarr"), tmp_path / "m", again, seed=1, say=lambda x: None)
+    known = DownscalingModel.load(world / "model")
+    for name, value in known.trained.state_dict().items():
+        torch.testing.assert_close(trained.trained.state_dict()[name], value, msg=name)
+    torch.testing.assert_close(trained.mean.weights, known.mean.weights)
+
+
+def test_what_was_prepared_is_not_trained_otherwise(world, tmp_path):
+    files = [str(world / "surface.nc")]
+    config = read_config(None, SMALL, variables="tas,pr", predictors=files)
+    prepare(str(world / "fine.nc"), tmp_path / "p.zarr", config)
+    base = stored_settings(str(tmp_path / "p.zarr"))
+    other = read_config(None, SMALL, predictors=[str(world / "pressure.nc")], base=base)
+    with pytest.raises(AleatorError, match=r"prepared with predictors=.*surface.nc at lags"):
+        open_prepared(str(tmp_path / "p.zarr"), other)
+    later = read_config(None, SMALL, base=base, time_range="2001-02:")
+    with pytest.raises(AleatorError, match="prepared with time_range=None, not 2001-02:"):
+        open_prepared(str(tmp_path / "p.zarr"), later)
+    assert stored_settings(str(world / "fine.nc")) == {}
+
+
+def test_a_part_of_the_data_is_enough(world):
+    files = [str(world / "pressure.nc"), str(world / "surface.nc")]
+    window = {"time_range": "2001-03-01:2001-06-30", "region": "41:42.8,0:3.3"}
+    config = read_config(None, SMALL, variables="tas", predictors=files, **window)
+    part, whole = (
+        open_prepared(str(world / "fine.nc"), c)
+        for c in (config, dataclasses.replace(config, time_range=None, region=None))
+    )
+    assert len(part.fine) == len(part.coarse) == 122
+    assert part.fine.grid.shape == (4, 5)
+    steps = np.flatnonzero(np.isin(whole.coarse.times, part.coarse.times))
+    known = whole.coarse.read(steps[0], steps[-1] + 1)
+    np.testing.assert_array_equal(part.coarse.read(), known)  # neighbours of the ends, too
 
 
 def test_info_says_what_it_needs(world):

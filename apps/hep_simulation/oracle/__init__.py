@@ -1,0 +1,1 @@
+"""The real simulation behind the interface of the learned one."""
