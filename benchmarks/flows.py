@@ -6,7 +6,7 @@ does not count, and all cases take turns. Ratios are over the bare networks: the
 perceptrons of the autoregressive flows (or those of the couplings) evaluated or trained by
 themselves, which no method can avoid.
 
-    python benchmarks/flows.py [--repeats 9] [--out FOLDER]
+    python benchmarks/flows.py [--repeats 9] [--dims 6,16,64] [--discrete] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -20,16 +20,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from flows_peers import (
+    BINS,
+    HIDDEN,
+    LAYERS,
+    nflows_flow,
+    normflows_flow,
+    peers,
+    zuko_flow,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.flows import CNF, NSF
-from core.report import Table, hardware, provenance, report, versions, write_results, write_text
+from core.report import (
+    Table,
+    hardware,
+    provenance,
+    read_results,
+    report,
+    versions,
+    write_results,
+    write_text,
+)
 from core.transforms import compile_splines
 
-BATCH, LAYERS, HIDDEN, BINS = 1024, 5, 64, 8
+BATCH = 1024
 DIMS = (6, 16, 64)
 CNF_BATCH = 256
+INNER = 3
 NOTES = (
     "nflows and normflows are couplings, whose networks are smaller; their ratio is over the bare "
     "networks of couplings of the same hidden layers. A ratio below 1 happens where batch-last "
@@ -44,7 +63,11 @@ NOTES = (
 
 @dataclass
 class Case:
-    """Something to time; seconds of this process."""
+    """Something to time; seconds of this process.
+
+    At its turn a case runs once untimed, so that caches hold what is its own, as in a loop, and
+    then `INNER` times.
+    """
 
     key: tuple[int, str, str]
     run: Callable[[], Any]
@@ -52,7 +75,11 @@ class Case:
     seconds: list[float] = field(default_factory=list)
 
     def time_once(self) -> None:
-        if len(self.seconds) < self.repeats:
+        if len(self.seconds) >= self.repeats:
+            return
+        if self.repeats > 1:
+            self.run()
+        for _ in range(INNER if self.repeats > 1 else 1):
             start = time.process_time()
             self.run()
             self.seconds.append(time.process_time() - start)
@@ -140,58 +167,6 @@ def ours(dims: int, compiled: bool, autoregressive: bool) -> tuple[NSF, Any, Any
                autoregressive=autoregressive)  # fmt: skip
     compile_splines(flow, compiled)
     return flow, lambda x: flow.log_prob(x).value, lambda n: flow.sample((n,))
-
-
-def zuko_flow(dims: int) -> tuple[nn.Module, Any, Any]:
-    import zuko
-
-    flow = zuko.flows.NSF(dims, transforms=LAYERS, hidden_features=(HIDDEN, HIDDEN), bins=BINS)
-    return flow, lambda x: flow().log_prob(x), lambda n: flow().sample((n,))
-
-
-def nflows_flow(dims: int) -> tuple[nn.Module, Any, Any]:
-    from nflows.distributions import StandardNormal
-    from nflows.flows import Flow
-    from nflows.nn.nets import MLP
-    from nflows.transforms import (
-        CompositeTransform,
-        PiecewiseRationalQuadraticCouplingTransform,
-        ReversePermutation,
-    )
-
-    class Net(MLP):
-        def __init__(self, inputs: int, outputs: int) -> None:
-            super().__init__([inputs], [outputs], [HIDDEN, HIDDEN])
-
-        def forward(self, inputs: Tensor, context: Any = None) -> Tensor:
-            return super().forward(inputs)
-
-    mask = torch.arange(dims) >= dims // 2
-    parts: list[Any] = []
-    for _ in range(LAYERS):
-        parts += [
-            PiecewiseRationalQuadraticCouplingTransform(
-                mask.int(), Net, num_bins=BINS, tails="linear", tail_bound=5.0
-            ),
-            ReversePermutation(dims),
-        ]
-    flow = Flow(CompositeTransform(parts), StandardNormal([dims]))
-    return flow, flow.log_prob, flow.sample
-
-
-def normflows_flow(dims: int) -> tuple[nn.Module, Any, Any]:
-    import normflows
-
-    parts = []
-    for _ in range(LAYERS):
-        parts += [
-            normflows.flows.CoupledRationalQuadraticSpline(
-                dims, 2, HIDDEN, num_bins=BINS, tail_bound=5.0
-            ),
-            normflows.flows.LULinearPermute(dims),
-        ]
-    flow = normflows.NormalizingFlow(normflows.distributions.DiagGaussian(dims), parts)
-    return flow, flow.log_prob, lambda n: flow.sample(n)[0]
 
 
 def discrete(repeats: int, dims: tuple[int, ...]) -> dict[tuple[int, str, str], float]:
@@ -316,17 +291,36 @@ def exact_zuko(
     return flow.to(dtype)().log_prob(x)
 
 
+def kept(path: Path, again: tuple[tuple[int, ...], tuple[int, ...]]) -> list[list[dict[str, Any]]]:
+    """Rows of both tables for dimensions that are not measured again."""
+    if not path.exists():
+        return [[], []]
+    return [
+        [dict(row) for row in table.rows if row["dims"] not in dims]
+        for table, dims in zip(read_results(path)[1], again, strict=True)
+    ]
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By dimension."""
+    return sorted(rows, key=lambda row: row["dims"])
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--dims", default=",".join(map(str, DIMS)))
+    parser.add_argument("--dims", default=",".join(map(str, DIMS)), help="others are kept")
+    parser.add_argument("--discrete", action="store_true", help="no continuous flows")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     dims = tuple(map(int, options.dims.split(",")))
+    smooth = tuple(d for d in dims if d != 16 and not options.discrete)
+    before = kept(options.out / "flows.json", (dims, smooth))
+    times = discrete(options.repeats, dims)
     found = [
         Table(
-            discrete_rows(discrete(options.repeats, dims)),
+            in_order(before[0] + discrete_rows(times)),
             {
                 "dims": "D",
                 "flow": "flow",
@@ -342,7 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
             title=f"Spline flows: {BATCH} examples, {LAYERS} layers, one thread, medians",
         ),
         Table(
-            continuous(max(3, options.repeats // 2), tuple(d for d in dims if d != 16)),
+            in_order(before[1] + continuous(max(3, options.repeats // 2), smooth)),
             {
                 "dims": "D",
                 "flow": "flow",
@@ -364,13 +358,6 @@ def main(arguments: list[str] | None = None) -> None:
     for table in found:
         table.print()
     print(*NOTES, sep="\n")
-
-
-def peers() -> dict[str, str]:
-    """Versions of the libraries compared with."""
-    import importlib.metadata
-
-    return {name: importlib.metadata.version(name) for name in ("zuko", "nflows", "normflows")}
 
 
 if __name__ == "__main__":

@@ -82,19 +82,27 @@ class HybridModel(GenerativeModel):
     ) -> Loss:
         """-ln p(y | x) - λ ln p(x), in nats; terms `cross_entropy`, `nll` and `correct`.
 
+        With λ = 0 there is no `nll`: no determinant is computed.
+
         Raises:
             AleatorError: examples as for the flow, or labels that are missing or out of range.
         """
         label = self._label(context, len(x))
         x = self.flow.checked(x, None)
         x = self.flow.dequantised(x, generator)
-        z, estimates = self.flow.noise_and_estimates(x, None, 1, generator)
+        estimates = None
+        if self.weight:
+            z, estimates = self.flow.noise_and_estimates(x, None, 1, generator)
+        else:
+            z = self.flow.encode(x)
         logits = self.head(z)
-        cross_entropy = F.cross_entropy(logits, label, reduction="none")
-        nll = -estimates[0] + self._unit
-        value = cross_entropy + self.weight * nll if self.weight else cross_entropy
+        value = cross_entropy = F.cross_entropy(logits, label, reduction="none")
         correct = (logits.argmax(1) == label).to(logits.dtype)
-        terms = {"cross_entropy": cross_entropy.detach(), "nll": nll.detach(), "correct": correct}
+        terms = {"cross_entropy": cross_entropy.detach(), "correct": correct}
+        if estimates is not None:
+            nll = -estimates[0] + self._unit
+            value = value + self.weight * nll
+            terms["nll"] = nll.detach()
         return Loss(value, terms)
 
     def logits(self, x: Tensor) -> Tensor:

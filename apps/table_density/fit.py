@@ -34,7 +34,8 @@ FEW_ROWS = 5000
 """Below, a small flow that starts as the Gaussian of the rows does better than a large one."""
 
 LEAST_ROWS = 50
-SHRINK = 0.05
+SHRINK, THIN = 0.05, 1e-6
+"""Added to the covariance that is whitened; a mixture has use for every direction, thin or not."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ def run(request: Request, say: Say = print) -> TableDensity:
         raise AleatorError(f"{request.family} is not a flow of vectors; take nsf, maf or real_nvp")
     started = time.monotonic()
     cells, context = preprocessor.cells(train), preprocessor.context(train)
-    if options.get("linear"):
-        flow.whiten(points(cells, 1, request.seed)[0], SHRINK)
+    start(flow, points(cells, 1, request.seed)[0], context, request.seed)
     compile_splines(flow, request.compiled)
     fitted = fit(
         flow,
@@ -145,6 +145,14 @@ def run(request: Request, say: Say = print) -> TableDensity:
     write_card(request.output / "card.md", card)
     say(f"model written to {request.output}")
     return model
+
+
+def start(flow: Flow, x: Tensor, context: Context, seed: int) -> None:
+    """Fit to rows (N, D) what need not be learned: the linear layer, then the mixture."""
+    if getattr(flow, "linear", False):
+        flow.whiten(x, SHRINK if flow.noise is None else THIN)
+    if flow.noise is not None:
+        flow.fit_noise(x, context, seed=seed)
 
 
 def split(frame: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -1,5 +1,7 @@
 r"""Normalizing flows: ln p(x) = ln N(f(x); 0, I) + ln|det ∂f/∂x|, with f from data to noise.
 
+The noise may be a mixture of Gaussians instead, see `core.flows.mixture`.
+
 Training minimises the negative log-likelihood per dimension. Where the determinant is estimated,
 `log_prob` says "unbiased" and gives its standard error. Where the data are integers in
 0..levels-1, uniform noise makes them continuous, and ln P(x) >= E_u ln p(x + u): what is
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from core.errors import AleatorError
+from core.flows.mixture import MixtureNoise
 from core.model import (
     Context,
     Density,
@@ -28,11 +31,13 @@ from core.model import (
 )
 from core.nets.conditions import Conditions
 from core.random import Generators, rand, randn
-from core.transforms.base import Transform
+from core.transforms.base import Composition, Flatten, Inverse, Transform
+from core.transforms.linear import ActNorm
+from core.transforms.logit import Logit
 
 
 class Flow(GenerativeModel):
-    """A transform from data to flat standard normal noise; presets are in the other modules."""
+    """A transform from data to flat noise; presets are in the other modules."""
 
     takes_net = False
     settles: ClassVar[frozenset[str]] = frozenset({"transform", "conditions"})
@@ -47,6 +52,9 @@ class Flow(GenerativeModel):
         conditions: Conditions | None = None,
         levels: int | None = None,
         probes: int = 8,
+        logit: float | None = None,
+        standardised: bool = False,
+        components: int = 0,
     ) -> None:
         """Assemble.
 
@@ -59,21 +67,62 @@ class Flow(GenerativeModel):
             levels: the data are integers 0..levels-1; None if they are continuous.
             probes: how many estimates `log_prob` averages where the determinant is estimated,
                 and how many draws of the noise where the data are integers.
+            logit: the flow is of the logit of the integers' cells, with this much left at the
+                ends of (0, 1); None if of the cells themselves.
+            standardised: every element is first shifted and scaled: as the first batch in
+                training says, then as is learned.
+            components: the noise is a mixture of so many Gaussians, see `fit_noise`; 0 if
+                N(0, I).
 
         Raises:
-            AleatorError: fewer than two levels or probes.
+            AleatorError: fewer than two levels or probes, a negative number of components, or a
+                logit of data that are not integers.
         """
         super().__init__()
         if levels is not None and levels < 2:
             raise AleatorError(f"levels={levels}: integers need at least two values")
         if probes < 2:
             raise AleatorError(f"probes={probes}: a standard error needs at least two")
-        self.transform = transform
+        if logit is not None and levels is None:
+            raise AleatorError("logit is for integers: give their number of levels")
+        first: list[Transform] = [] if logit is None else [Logit(logit)]
+        if standardised:
+            flat = Flatten(event_shape)
+            first += [flat, ActNorm(math.prod(event_shape)), Inverse(flat)]
+        self.transform = Composition([*first, transform]) if first else transform
         self.event_shape = torch.Size(event_shape)
         self.context_shape = None if context_shape is None else torch.Size(context_shape)
         self.conditions = conditions
         self.levels, self.probes = levels, probes
         self.dims = math.prod(event_shape)
+        if components < 0:
+            raise AleatorError(f"components={components}: it must not be negative")
+        self.noise = MixtureNoise(self.dims, components) if components else None
+
+    def fit_noise(
+        self,
+        x: Tensor,
+        context: Context = None,
+        *,
+        seed: int = 0,
+        generator: Generators | None = None,
+    ) -> None:
+        """Fit the mixture that is the noise to training examples (N, *E), before training.
+
+        Args:
+            x: training examples.
+            context: their condition.
+            seed: of k-means.
+            generator: stream of dequantisation.
+
+        Raises:
+            AleatorError: the noise of this flow is no mixture, or it cannot be fitted.
+        """
+        if self.noise is None:
+            raise AleatorError("the noise of this flow is no mixture: build it with components")
+        with torch.no_grad():
+            flat = self.encode(self.dequantised(self.checked(x, context), generator), context)
+        self.noise.fit(flat, seed=seed)
 
     def loss(
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
@@ -154,7 +203,10 @@ class Flow(GenerativeModel):
         draws, batch = math.prod(shape), context_batch(context)
         weight = next(self.parameters(), torch.empty(()))
         count = draws * (batch or 1)
-        z = randn((count, self.dims), generator, device=weight.device, dtype=weight.dtype)
+        if self.noise is None:
+            z = randn((count, self.dims), generator, device=weight.device, dtype=weight.dtype)
+        else:
+            z = self.noise.sample(count, generator)
         x = self.transform.invert(z, expand_context(context, draws)) if count else z
         _must_be_finite(x, "a sample of this flow")
         x = x.reshape(count, *self.event_shape)
@@ -191,7 +243,10 @@ class Flow(GenerativeModel):
             log_det = log_det[None]
         else:
             z, log_det = self.transform.estimate(x, context, probes=probes, generator=generator)
-        prior = -0.5 * z.square().sum(1) - 0.5 * self.dims * math.log(2 * math.pi)
+        if self.noise is None:
+            prior = -0.5 * z.square().sum(1) - 0.5 * self.dims * math.log(2 * math.pi)
+        else:
+            prior = self.noise.log_prob(z)
         value = prior + log_det
         _must_be_finite(value, "the log-density of this flow")
         return z, value

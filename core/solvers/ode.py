@@ -117,10 +117,12 @@ def _dopri5(
         if ratio <= 1:
             # `point` of the last stage is the 5th-order solution, and its slope starts the next.
             t, y, k = (end if last else t + h), point, [stages[-1]]
-        elif evaluations > limit or abs(h) < 1e-12 * abs(span) or ratio != ratio:
+        hopeless = ratio > 1 and abs(h) < 1e-12 * abs(span)
+        if hopeless or ratio != ratio or (evaluations > limit and t != end):
             raise AleatorError(
-                f"the ODE solver cannot reach rtol={rtol:g}, atol={atol:g} at t={t:.6g}; "
-                "loosen the tolerance, use float64, or look for a non-finite network output"
+                f"the ODE solver cannot reach rtol={rtol:g}, atol={atol:g} at t={t:.6g} "
+                f"({evaluations} evaluations); loosen the tolerance, use float64, or look for a "
+                "non-finite network output"
             )
         h *= min(5.0, max(0.2, 0.9 * max(ratio, 1e-10) ** -0.2))
     return y

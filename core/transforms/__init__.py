@@ -5,6 +5,7 @@ from core.transforms.autoregressive import Autoregressive
 from core.transforms.base import Composition, Flatten, Inverse, Transform
 from core.transforms.coupling import Coupling, CouplingConv, CouplingMLP
 from core.transforms.linear import ActNorm, Permutation, PLUConvolution
+from core.transforms.logit import Logit
 from core.transforms.monotone import Monotone
 from core.transforms.multiscale import Split, Squeeze
 from core.transforms.ode import ODE
@@ -23,6 +24,7 @@ __all__ = [
     "Elementwise",
     "Flatten",
     "Inverse",
+    "Logit",
     "Monotone",
     "PLUConvolution",
     "Permutation",

@@ -52,6 +52,19 @@ def test_loss_is_cross_entropy_plus_weighted_likelihood():
     torch.testing.assert_close(total, model.log_prob(x).value.exp())  # Σ_y p(x, y) = p(x)
 
 
+@pytest.mark.parametrize("trunk", [TRUNK, {"family": "residual_flow", "layers": 2, "width": 8}])
+def test_without_weight_there_is_the_cross_entropy_and_no_determinant(trunk):
+    torch.manual_seed(0)
+    model = HybridModel((2,), flow=trunk, classes=2, weight=0.7)
+    x, label = blobs(8)
+    both = model.loss(x, label, generator=keyed_generator(1))
+    model.weight = 0.0
+    one = model.loss(x, label, generator=keyed_generator(1))
+    assert "nll" not in one.terms
+    torch.testing.assert_close(one.value, both.terms["cross_entropy"])
+    torch.testing.assert_close(both.value, one.value + 0.7 * both.terms["nll"])
+
+
 def test_weight_is_one_over_the_dimensions_by_default():
     assert HybridModel((2, 3), flow=TRUNK, classes=2).weight == pytest.approx(1 / 6)
 

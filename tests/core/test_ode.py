@@ -51,5 +51,8 @@ def test_tolerance_holds_for_the_worst_example():
 def test_out_of_reach_is_said():
     with pytest.raises(AleatorError, match="cannot reach"):
         odeint(lambda t, y: y**2, torch.ones(1, 1), 0.0, 2.0)  # blows up at t = 1
+    # and so it is where every step is good, but there are too many
+    with pytest.raises(AleatorError, match=r"at t=0\.\d+ \(\d+ evaluations\)"):
+        odeint(lambda t, y: 0 * y + math.cos(1e4 * t), Y, 0.0, 1.0, max_evaluations=500)
     with pytest.raises(AleatorError, match="unknown ODE method"):
         odeint(lambda t, y: y, Y, 0.0, 1.0, method="rk5")

@@ -217,3 +217,29 @@ def test_help_teaches():
     text = invoke("fit", "--help").output
     for word in ("--context", "--drop", "--jitter", "--keep", "--set"):
         assert word in text
+
+
+def test_clusters_are_found_before_any_training(tmp_path):
+    """A mixture of four as the noise: one step, and the log-density is that of the clusters."""
+    rng = np.random.default_rng(0)
+    which = np.arange(1200) % 4
+    x = rng.normal(size=(1200, 2)) * 0.02 + np.array([[0, 0], [1, 0], [0, 1], [1, 1]])[which]
+    pd.DataFrame(x, columns=["a", "b"]).to_csv(tmp_path / "t.csv", index=False)
+    quick = ("--set", "fit.steps=1", "--set", "model.layers=1", "--set", "fit.ema=0")
+    means = []
+    for i, mixed in enumerate((("--set", "model.components=4"), ())):
+        model, scores = tmp_path / f"m{i}", tmp_path / f"{i}.csv"
+        run = invoke("fit", tmp_path / "t.csv", "-o", model, *quick, *mixed)
+        assert run.exit_code == 0, run.output
+        assert invoke("score", model, tmp_path / "t.csv", "-o", scores).exit_code == 0
+        means.append(pd.read_csv(scores)["log_prob"].mean())
+    entropy = math.log(2 * math.pi * math.e * 0.02**2) + math.log(4)
+    assert abs(means[0] + entropy) < 0.1
+    assert means[0] > means[1] + 3
+    drawn = invoke("sample", tmp_path / "m0", "-n", 200, "-o", tmp_path / "rows.csv")
+    assert drawn.exit_code == 0, drawn.output
+    rows = pd.read_csv(tmp_path / "rows.csv")
+    assert (np.abs(rows - rows.round()) < 0.15).to_numpy().mean() > 0.99
+    run = invoke("fit", tmp_path / "t.csv", "-o", tmp_path / "m2", "--set", "model.components=990")
+    assert run.exit_code == 2
+    assert "rows are too few for 990 components" in run.stderr

@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 from core import build
 from core.errors import AleatorError
 from core.flows import MAF, NSF, Glow, RealNVP, ResidualFlow
+from core.nets.lipschitz import SpectralConv2d
 from core.random import keyed_generator
 
 
@@ -140,6 +141,20 @@ def test_glow_integrates_to_one_and_samples_follow_it(shaken):
     within = 5 * math.sqrt(covariance.diagonal().max() / 20_000)
     torch.testing.assert_close(drawn.flatten(1).mean(0), mean, rtol=0, atol=within)
     torch.testing.assert_close(drawn.flatten(1).T.cov(), covariance, rtol=0, atol=3 * within)
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("dense", [False, True])
+def test_convolutional_residual_flows_integrate_to_one(shaken, dense):
+    """An image of two pixels: the determinant is that of convolutions with padding."""
+    torch.manual_seed(0)
+    flow = shaken(ResidualFlow((1, 1, 2), layers=2, width=6, dense=dense), size=0.2)
+    axis, x = grid(161, 9.0)
+    assert isinstance(next(m for m in flow.modules() if hasattr(m, "norm")), SpectralConv2d)
+    density = density_on(flow, x.reshape(-1, 1, 1, 2))
+    assert abs(density.sum().item() * (axis[1] - axis[0]).item() ** 2 - 1) < 1e-4
+    gaussian = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1).exp()
+    assert (density - gaussian).abs().max() > 0.02  # and it is no Gaussian
 
 
 def test_integers_have_a_bound_that_sums_to_at_most_one(shaken):
