@@ -71,25 +71,18 @@ def train(
     Raises:
         AleatorError: bad data or options, or a model is there already.
     """
-    if (output / "model.json").exists() and not overwrite:
-        raise AleatorError(f"{output} holds a model; choose another folder or --overwrite")
-    config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
     judge = validation or data / "val"
-    if (judge / "images").is_dir():
-        must_not_share(image_files(judge / "images"), training_files(data), "are trained on")
+    _check(output, overwrite, judge, data)
+    config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
     frames = training_frames(data, config, say)
     torch.manual_seed(seed)
     model = initial_model(frames, config, start, weights)
-    count = sum(p.numel() for p in model.parameters())
-    say(f"{config.segmenter.arch}, {config.segmenter.encoder}: {count:,} parameters")
+    say(f"{config.segmenter.arch}, {config.segmenter.encoder}: {_size(model):,} parameters")
     work = output / "training"
     kept = kept_generator(start, config.negatives, seed) if start is not None else None
+    where = (config.negatives, frames, work / "generator")
     source, generator = kept or make_source(
-        *(config.negatives, frames, work / "generator"),
-        seed=seed,
-        resume=resume,
-        device=device,
-        say=say,
+        *where, seed=seed, resume=resume, device=device, say=say
     )
     mixer = make_mixer(config.negatives, source, len(frames.classes), frames.void)
     exposure = Exposure(
@@ -109,14 +102,13 @@ def train(
     trained = fitted.model
     assert isinstance(trained, Exposure)
     model = trained.model.eval()
-    generator = joint_generator(trained.mixer.source) or generator
     scores = judged(model, judge, config, say)
     card = make_card(model, frames, config, fitted.steps, fitted.seconds / 60, scores)
     saved = model.save(
         output,
         card=card,
         data_fingerprint=frames.fingerprint(),
-        more=generator_tensors(generator),
+        more=generator_tensors(joint_generator(trained.mixer.source) or generator),
         notes=config.to_dict() | {SEEN: digests(training_files(data))},
     )
     write_card(output / "card.md", card)
@@ -124,6 +116,18 @@ def train(
     shutil.rmtree(work)
     say(f"{output}: model {saved.fingerprint}, {fitted.steps} steps")
     return model
+
+
+def _size(model: AnomalyModel) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _check(output: Path, overwrite: bool, judge: Path, data: Path) -> None:
+    """Refuse to replace a model unasked, and validation frames that are trained on."""
+    if (output / "model.json").exists() and not overwrite:
+        raise AleatorError(f"{output} holds a model; choose another folder or --overwrite")
+    if (judge / "images").is_dir():
+        must_not_share(image_files(judge / "images"), training_files(data), "are trained on")
 
 
 def training_frames(data: Path, config: Config, say: Say) -> Frames:

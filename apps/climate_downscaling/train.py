@@ -33,7 +33,7 @@ from apps.climate_downscaling.residuals import (
     note_persistence,
     shifted_views,
 )
-from apps.climate_downscaling.scratch import scratch_for
+from apps.climate_downscaling.scratch import Scratch, scratch_for
 from apps.climate_downscaling.training_data import Prepared
 from core.cards import write_card
 from core.errors import AleatorError
@@ -88,11 +88,7 @@ def train(
     part = prepared.train
     config = settle(config, part.stop - part.start, prepared.fine.grid.shape)
     work = output / "training"
-    own_fields = work / f"fields{os.environ.get('LOCAL_RANK', '')}"  # of this process of several
-    scratch = scratch_for(own_fields, _values(prepared, config, part), config.memory)
-    if scratch.folder is not None:
-        shutil.rmtree(scratch.folder, ignore_errors=True)
-        say(f"more than {config.memory:g} GiB of fields: they go to {scratch.folder}")
+    scratch = _scratch(work, prepared, config, part, say)
     if config.predictors.files:
         own = fit_prognosis(prepared, config, part)
     else:
@@ -134,6 +130,16 @@ def train(
     shutil.rmtree(work)
     say(f"{output}: model {saved.fingerprint}, best at step {fitted.best_step}")
     return dataclasses.replace(model, fingerprint=saved.fingerprint, card=card)
+
+
+def _scratch(work: Path, prepared: Prepared, config: Config, part: slice, say: Say) -> Scratch:
+    """Where fields go that are too large for memory; each of several processes has its own."""
+    folder = work / f"fields{os.environ.get('LOCAL_RANK', '')}"
+    scratch = scratch_for(folder, _values(prepared, config, part), config.memory)
+    if scratch.folder is not None:
+        shutil.rmtree(scratch.folder, ignore_errors=True)
+        say(f"more than {config.memory:g} GiB of fields: they go to {scratch.folder}")
+    return scratch
 
 
 def _values(prepared: Prepared, config: Config, part: slice) -> int:
