@@ -107,8 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         "rate and number of epochs; ours is trained by `fit` (warm-up, cosine, averaged weights), "
         "pythae's by its trainer (Adam, cosine by epoch). ± s.e. is over images; one training "
         "each does not say how much another seed would change.",
-        "Seconds of training are of the wall clock, with other work running beside: flow "
-        "matching had a quarter of a core, diffusion nearly a whole one.",
+        "Seconds of training are of the wall clock, with other work running beside.",
         "Fréchet distances are in 32 features of a classifier trained here on these 9000 images, "
         "bias taken away: they compare rows of this table with one another only, grey with grey "
         "and binarised with binarised. The training images are the floor.",

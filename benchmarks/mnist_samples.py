@@ -27,7 +27,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "flow_matching": {},
     "consistency": {"path": PATH, "huber": 0.01, "growth": 100, "last_steps": 40},
 }
-STEPS = {"diffusion": 2000, "flow_matching": 2000, "consistency": 400}
+STEPS = {"diffusion": 4500, "flow_matching": 4500, "consistency": 600}
 SAMPLERS: dict[str, list[tuple[Any, int]]] = {
     "diffusion": [({"name": "2m", "steps": 20}, 20)],
     "flow_matching": [({"name": "2m", "steps": 20}, 20)],
