@@ -95,8 +95,8 @@ class Flow(GenerativeModel):
         self.conditions = conditions
         self.levels, self.probes = levels, probes
         self.dims = math.prod(event_shape)
-        if components < 0:
-            raise AleatorError(f"components={components}: it must not be negative")
+        if not isinstance(components, int) or components < 0:
+            raise AleatorError(f"components={components!r}: a whole number, not negative, is needed")
         self.noise = MixtureNoise(self.dims, components) if components else None
 
     def fit_noise(

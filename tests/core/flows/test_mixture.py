@@ -109,3 +109,5 @@ def test_mistakes_are_named():
         NSF((2,)).fit_noise(torch.zeros(9, 2))
     with pytest.raises(AleatorError, match="components=-1"):
         NSF((2,), components=-1)
+    with pytest.raises(AleatorError, match="components='two'"):
+        NSF((2,), components="two")
