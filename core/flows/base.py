@@ -96,7 +96,7 @@ class Flow(GenerativeModel):
         self.levels, self.probes = levels, probes
         self.dims = math.prod(event_shape)
         if not isinstance(components, int) or components < 0:
-            raise AleatorError(f"components={components!r}: a whole number, not negative, is needed")
+            raise AleatorError(f"components={components!r}: a whole number >= 0 is needed")
         self.noise = MixtureNoise(self.dims, components) if components else None
 
     def fit_noise(
