@@ -71,6 +71,8 @@ def train(
     Raises:
         AleatorError: bad data or options, or a model is there already.
     """
+    if config.loss.keep and start is None:
+        raise AleatorError("loss.keep needs a model to go on from: --start MODEL")
     judge = validation or data / "val"
     _check(output, overwrite, judge, data)
     config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
@@ -89,6 +91,7 @@ def train(
         *(model, mixer, config.loss, config.augment),
         class_weights=class_weights(frames, config.loss.class_power),
         bfloat16=config.fit.precision == "bf16-mixed",
+        start=load(start) if start is not None and config.loss.keep else None,
     )
     fitted = fit(
         exposure,

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from apps.anomaly_driving.losses import (
     LossConfig,
+    forgotten,
     known_cross_entropy,
     mean_of,
     outlier_cross_entropy,
@@ -83,3 +84,12 @@ def test_negative_weights_are_refused(name):
 def test_nan_weight_is_refused():
     with pytest.raises(AleatorError, match="uniform"):
         LossConfig(uniform=float("nan"))
+
+
+@pytest.mark.exact
+def test_what_is_forgotten_is_the_divergence_of_torch():
+    before = LOGITS.flip(0)
+    log_p, log_before = LOGITS.log_softmax(1), before.log_softmax(1)
+    expected = F.kl_div(log_p, log_before, reduction="none", log_target=True).sum(1)
+    torch.testing.assert_close(forgotten(LOGITS, before), expected)
+    assert forgotten(LOGITS + 3.0, LOGITS).abs().max() < 1e-5  # a shift of all logits is free
