@@ -9,8 +9,8 @@ log p̂ = logsumexp of the logits below a margin m, which energy and max-logit s
 The last term acts on known pixels that nothing was pasted on: a training that goes on from a model
 keeps what that model said of the picture x₀ before it was pasted into and relit.
 References: Grcić, Bevandić, Kalafatić, Šegvić (2021) arXiv:2112.12833 (Jensen–Shannon); Grcić,
-Bevandić, Šegvić (2022) arXiv:2207.02606 (d_out, log p̂); Hendrycks et al. (2019) arXiv:1812.04606; Li, Hoiem (2016)
-arXiv:1606.09282 (learning without forgetting).
+Bevandić, Šegvić (2022) arXiv:2207.02606 (d_out, log p̂); Hendrycks et al. (2019) arXiv:1812.04606;
+Li, Hoiem (2016) arXiv:1606.09282 (learning without forgetting).
 """
 
 from __future__ import annotations

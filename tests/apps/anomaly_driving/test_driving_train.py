@@ -150,7 +150,7 @@ def test_what_the_start_said_is_kept_where_nothing_was_pasted(data):
 
 def test_keeping_wants_a_model_to_go_on_from(data, tmp_path):
     wanted = dataclasses.replace(config(), loss=LossConfig(keep=1.0))
-    with pytest.raises(AleatorError, match="loss.keep.*--start MODEL"):
+    with pytest.raises(AleatorError, match=r"loss\.keep.*--start MODEL"):
         train(data, tmp_path / "kept", wanted, say=silent)
     train(data, tmp_path / "first", config(steps=1), say=silent)
     start = tmp_path / "first"
