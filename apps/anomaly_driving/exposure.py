@@ -25,6 +25,7 @@ from apps.anomaly_driving.losses import (
     mean_of,
     outlier_cross_entropy,
     raised_density,
+    sunken_density,
     uniform_divergence,
 )
 from apps.anomaly_driving.model import AnomalyModel
@@ -114,6 +115,8 @@ class Exposure(GenerativeModel):
         if w.energy:
             cost = raised_density(logits, w.margin)
             terms["energy"] = w.energy * mean_of(cost, negative)
+        if w.raised:
+            terms["raised"] = w.raised * mean_of(sunken_density(logits, w.floor), known)
         if w.d_out and d_out is not None:
             bce = outlier_cross_entropy(d_out, negative, known, w.balance)
             terms["d_out"] = w.d_out * bce

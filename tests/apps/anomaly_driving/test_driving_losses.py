@@ -13,6 +13,7 @@ from apps.anomaly_driving.losses import (
     mean_of,
     outlier_cross_entropy,
     raised_density,
+    sunken_density,
     uniform_divergence,
 )
 from core.errors import AleatorError
@@ -93,3 +94,12 @@ def test_what_is_forgotten_is_the_divergence_of_torch():
     expected = F.kl_div(log_p, log_before, reduction="none", log_target=True).sum(1)
     torch.testing.assert_close(forgotten(LOGITS, before), expected)
     assert forgotten(LOGITS + 3.0, LOGITS).abs().max() < 1e-5  # a shift of all logits is free
+
+
+@pytest.mark.exact
+def test_a_density_below_the_floor_costs_and_one_far_above_does_not():
+    total = LOGITS.exp().sum(1).log()
+    expected = (1 + (2.0 - total).exp()).log()
+    torch.testing.assert_close(sunken_density(LOGITS, 2.0), expected, atol=1e-5, rtol=1e-5)
+    assert sunken_density(LOGITS + 30.0, 2.0).max() < 1e-6
+    assert (sunken_density(LOGITS - 30.0, 2.0) > 10).all()

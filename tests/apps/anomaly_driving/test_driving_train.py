@@ -148,6 +148,21 @@ def test_what_the_start_said_is_kept_where_nothing_was_pasted(data):
     assert not any(name.startswith("start") for name in kept.state_dict())
 
 
+def test_the_floor_lifts_the_known_and_not_the_negatives(data):
+    images, labels = batch(data)
+    bank = Bank(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    only = {"uniform": 0.0, "d_out": 0.0, "energy": 0.0, "raised": 1.0}
+    made = exposure(bank, **only).eval()
+    mixed = made.mix(images, labels["label"], torch.Generator().manual_seed(2))
+    logits = torch.randn(4, 3, 48, 64, generator=torch.Generator().manual_seed(3))
+    logits.requires_grad_()
+    made._terms(logits, None, mixed)["raised"].mean().backward()
+    pushed = logits.grad.sum(1)
+    known = (mixed.labels != 255) & ~mixed.negative
+    assert (pushed[known] < 0).all()
+    assert (pushed[~known] == 0).all()
+
+
 def test_keeping_wants_a_model_to_go_on_from(data, tmp_path):
     wanted = dataclasses.replace(config(), loss=LossConfig(keep=1.0))
     with pytest.raises(AleatorError, match=r"loss\.keep.*--start MODEL"):
@@ -156,6 +171,13 @@ def test_keeping_wants_a_model_to_go_on_from(data, tmp_path):
     start = tmp_path / "first"
     train(data, tmp_path / "kept", wanted, start=start, say=silent)
     lines = (tmp_path / "kept" / "metrics.jsonl").read_text().splitlines()
+    free = load_checkpoint(tmp_path / "first").config["notes"]["loss"]
+    assert (free["keep"], free["keep_of"]) == (0.0, None)
+    named = dataclasses.replace(
+        wanted, classes=("a", "b", "c"), loss=LossConfig(keep=1.0, keep_of=str(start))
+    )
+    with pytest.raises(AleatorError, match="its answers cannot be kept"):
+        train(data, tmp_path / "other", named, say=silent)
     assert all("keep" in json.loads(line) for line in lines)
 
 
