@@ -21,7 +21,7 @@ import numpy as np
 
 from apps.anomaly_driving.bootstrap import FrameCounts, intervals
 from apps.anomaly_driving.closed import frames_miou
-from apps.anomaly_driving.data import open_data
+from apps.anomaly_driving.data import Driving, open_data
 from apps.anomaly_driving.frames import read_frames
 from apps.anomaly_driving.model import CAMVID, AnomalyModel, load
 from apps.anomaly_driving.network import Network, Scorer, open_network
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--add", action="store_true", help="to the results that are there")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
-    ours, none = (_at_same_scales(path) for path in (BUNDLED_MODEL, options.none))
+    ours, none = (at_bundled_scales(path) for path in (BUNDLED_MODEL, options.none))
     kept, models = (
         options.out / "driving_bundled.json",
         [m.model.fingerprint for m in (ours, none)],
@@ -84,7 +84,7 @@ def earlier(path: Path, models: list[str]) -> list[Table]:
     return tables
 
 
-def _at_same_scales(path: Path) -> Network:
+def at_bundled_scales(path: Path) -> Network:
     """A model that looks at the bundled model's scales."""
     network, scales = open_network(path), load(BUNDLED_MODEL).config.scales
     assert isinstance(network.model, AnomalyModel)
@@ -123,10 +123,15 @@ Counted = tuple[PixelCounts, FrameCounts]
 
 
 def counts(network: Network, folder: Path, names: tuple[str, ...]) -> Mapping[str, Counted]:
-    """One pass over a set."""
-    scorer, data = Scorer(network, names), open_data(folder).labelled()
+    """One pass over the set of a folder."""
+    return tallied(network, open_data(folder).labelled(), names)
+
+
+def tallied(network: Network, data: Driving, names: tuple[str, ...]) -> Mapping[str, Counted]:
+    """One pass over labelled frames."""
+    scorer = Scorer(network, names)
     found = {name: (PixelCounts(), FrameCounts()) for name in names}
-    with progress_bar(len(data), f"frames of {folder.name}") as advance:
+    with progress_bar(len(data), f"frames of {data.root.name}") as advance:
         for sample in data.samples():
             assert sample.anomaly is not None
             for name, score in scorer(sample.image, sample.frame.image).scores.items():

@@ -108,3 +108,15 @@ def test_rows_of_a_held_out_class_never_see_it_and_differ_in_their_negatives_alo
     )
     assert {key for key in plain if plain[key] != other[key]} == {"negatives"}
     assert plain["held_out"] == other["held_out"] == "bicyclist"
+
+
+def test_models_are_compared_on_frames_of_every_object(bench, tmp_path):
+    module = bench("driving_choice")
+    objects, numbers = 6, range(101)  # static_val shows six objects in turn
+    for name in ("static_val", "static_shift"):
+        seen = {number % objects for number in numbers[:: module.EVERY[name]]}
+        assert seen == set(range(objects))
+    rows = [{"model": "a", "miou": 41.43, "mean": module.pair(32.84, 56.28)}]
+    text = module.table_of(rows).markdown()
+    assert "41.4" in text
+    assert "32.8 / 56.3" in text
