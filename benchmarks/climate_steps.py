@@ -1,12 +1,13 @@
 """How few evaluations of the network an ensemble needs: scores against evaluations, per sampler.
 
     python benchmarks/climate_steps.py DATA [--cases era5_tas,...] [--models FOLDER]
-                                       [--evaluations 4,8,32] [--samplers 2m,unipc,ddim]
+                                       [--evaluations 4,8,32] [--samplers 2m,angle,...]
                                        [--members 16] [--out FOLDER]
 
 The models are those of climate.py, trained before; the test times and the noise are the same in
 every row, so that differences are those of the sampler alone. `change` is the CRPS relative to
-the model's own sampler at the most evaluations.
+the first row, 2m at the most evaluations. What FOLDER holds of other cases, and of other samplers
+and counts of the same case, stays in the tables: they can be made piece by piece.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +28,18 @@ from apps.climate_downscaling.evaluation import scores
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.prepare import Prepared, open_prepared
 from core.random import keyed_generator
-from core.report import Row, Table, report, write_results, write_text
+from core.report import Row, Table, provenance, read_results, report, write_results, write_text
 
-SAMPLERS = {
+SAMPLERS: dict[str, dict[str, Any]] = {
     "2m": {"name": "2m"},
     "unipc": {"name": "unipc"},
     "ddim": {"name": "ddim"},
+    "2m-karras": {"name": "2m", "grid": "karras"},
+    "unipc-karras": {"name": "unipc", "grid": "karras"},
+    "angle": {"name": "angle", "log_snr_max": 4.0},
+    "angle-karras": {"name": "angle", "grid": "karras", "log_snr_max": 4.0},
 }
+"""The last four are for few steps: of Gaussian data they keep most of the spread."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,17 +49,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated; default: all")
     parser.add_argument("--models", type=Path, default=Path("models"), help="trained")
     parser.add_argument("--evaluations", default="4,8,32")
-    parser.add_argument("--samplers", default=",".join(SAMPLERS), help="default: all")
+    parser.add_argument("--samplers", default="2m,unipc,ddim", help=", ".join(SAMPLERS))
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     counts = sorted(int(count) for count in options.evaluations.split(","))
+    for given, known in ((options.cases, CASES), (options.samplers, SAMPLERS)):
+        if unknown := set(given.split(",")) - set(known):
+            parser.error(f"{min(unknown)}: unknown; known are {', '.join(known)}")
     samplers = {name: SAMPLERS[name] for name in options.samplers.split(",")}
     tables = [
         run(CASES[name], options.data, options.models, options.members, counts, samplers)
         for name in options.cases.split(",")
     ]
-    results = write_results(options.out / "climate_steps.json", tables)
+    path = options.out / "climate_steps.json"
+    tables, made_by = added(path, tables)
+    results = write_results(path, tables, made_by=made_by)
     title = "Downscaling: evaluations of the network against scores"
     write_text(options.out / "climate_steps.md", report(results, title))
     for found in tables:
@@ -64,9 +77,9 @@ def run(
     models: Path,
     members: int,
     counts: list[int],
-    samplers: dict[str, dict[str, str]],
+    samplers: dict[str, dict[str, Any]],
 ) -> Table:
-    """One case: every sampler at every number of evaluations, the best known one first."""
+    """One case: every sampler at every number of evaluations, the most first."""
     (source,) = (str(path) for path in sorted(data.glob(case.data)))
     recipe = next(iter(case.recipes))
     statics = {"statics": str(data / case.statics)}
@@ -82,15 +95,18 @@ def run(
             drawn = draw(model, prepared, members, {**sampler, "steps": count})[:, :, v]
             seconds = time.perf_counter() - started
             found = scores(drawn, truth, amount=model.transforms.nonnegative[v])
-            reference = rows[0]["crps"] if rows else found["crps"]
-            change = 100 * (found["crps"] / reference - 1)
-            rows.append(
-                {"sampler": name, "evaluations": count, **found}
-                | {"change": change, "seconds": seconds}
-            )
-            print(f"{case.title}: {name} {count}, {change:+.1f} %", file=sys.stderr, flush=True)
+            row = {"sampler": name, "evaluations": count, **found, "seconds": seconds}
+            rows.append(row)
+            line = f"{case.title}: {name} {count}, CRPS {found['crps']:.4f}"
+            print(line, file=sys.stderr, flush=True)
+    return table(rows, f"{case.title}; {len(truth)} test times, {members} members")
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """Rows with their change from the first one."""
+    first = rows[0]["crps"]
     return Table(
-        rows,
+        [{**row, "change": 100 * (row["crps"] / first - 1)} for row in rows],
         {
             "sampler": "sampler",
             "evaluations": "evaluations",
@@ -104,8 +120,34 @@ def run(
         {"crps": ".4f", "change": "+.1f", "rmse": ".3f", "spread_skill": ".2f"}
         | {"lsd": ".2f", "seconds": ".1f"},
         {"crps": "min", "lsd": "min", "spread_skill": 1.0},
-        f"{case.title}; {len(truth)} test times, {members} members",
+        title,
     )
+
+
+def added(path: Path, new: Sequence[Table]) -> tuple[list[Table], dict[str, Any]]:
+    """Tables of a file with those just made, and what made them; each row says its sampler once.
+
+    Rows of a table that are made again take the place of the old ones.
+    """
+    made_by = provenance()
+    if not path.exists():
+        return list(new), made_by
+    old, tables = read_results(path)
+    commands = dict.fromkeys([*old["command"].split("\n"), made_by["command"]])
+    found = {kept.title: list(kept.rows) for kept in tables}
+    for made in new:
+        rows = {_name(row): row for row in [*found.get(made.title, []), *made.rows]}
+        found[made.title] = sorted(rows.values(), key=_order)
+    both = [table(rows, title) for title, rows in found.items()]
+    return both, made_by | {"command": "\n".join(commands)}
+
+
+def _name(row: Row) -> tuple[str, int]:
+    return row["sampler"], row["evaluations"]
+
+
+def _order(row: Row) -> tuple[int, int]:
+    return list(SAMPLERS).index(row["sampler"]), -row["evaluations"]
 
 
 def draw(
