@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 from climate import CASES, HERE, Case, _model
+from piecewise import added
 
 from apps.climate_downscaling.config import read_config
 from apps.climate_downscaling.evaluation import scores
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.prepare import Prepared, open_prepared
 from core.random import keyed_generator
-from core.report import Row, Table, provenance, read_results, report, write_results, write_text
+from core.report import Row, Table, report, write_results, write_text
 
 SAMPLERS: dict[str, dict[str, Any]] = {
     "2m": {"name": "2m"},
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in options.cases.split(",")
     ]
     path = options.out / "climate_steps.json"
-    tables, made_by = added(path, tables)
+    tables, made_by = added(path, tables, joined)
     results = write_results(path, tables, made_by=made_by)
     title = "Downscaling: evaluations of the network against scores"
     write_text(options.out / "climate_steps.md", report(results, title))
@@ -124,22 +125,10 @@ def table(rows: Sequence[Row], title: str) -> Table:
     )
 
 
-def added(path: Path, new: Sequence[Table]) -> tuple[list[Table], dict[str, Any]]:
-    """Tables of a file with those just made, and what made them; each row says its sampler once.
-
-    Rows of a table that are made again take the place of the old ones.
-    """
-    made_by = provenance()
-    if not path.exists():
-        return list(new), made_by
-    old, tables = read_results(path)
-    commands = dict.fromkeys([*old["command"].split("\n"), made_by["command"]])
-    found = {kept.title: list(kept.rows) for kept in tables}
-    for made in new:
-        rows = {_name(row): row for row in [*found.get(made.title, []), *made.rows]}
-        found[made.title] = sorted(rows.values(), key=_order)
-    both = [table(rows, title) for title, rows in found.items()]
-    return both, made_by | {"command": "\n".join(commands)}
+def joined(old: Table, new: Table) -> Table:
+    """Rows of both; those that are made again take the place of the old ones."""
+    rows = {_name(row): row for row in (*old.rows, *new.rows)}
+    return table(sorted(rows.values(), key=_order), new.title)
 
 
 def _name(row: Row) -> tuple[str, int]:

@@ -40,8 +40,9 @@ from core.model import GenerativeModel
 from core.random import keyed_generator
 from core.training import Batches
 
-MOST_VALUES = 2**25
-"""Of a field that is looked at whole, at once: errors of the mean, residuals to judge with."""
+MOST_VALUES = 2**22
+"""Of a field that is looked at whole, at once: errors of the mean, residuals to judge with. Some
+twenty such arrays are held for the spread of errors: this bounds memory, whatever the length."""
 OWN_SHARE = 0.25
 """How often a batch is of the model's own position rather than of a shifted one."""
 
