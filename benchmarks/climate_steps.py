@@ -2,7 +2,7 @@
 
     python benchmarks/climate_steps.py DATA [--cases era5_tas,...] [--models FOLDER]
                                        [--evaluations 4,8,32] [--samplers 2m,angle,...]
-                                       [--members 16] [--out FOLDER]
+                                       [--members 16] [--every 1] [--out FOLDER]
 
 The models are those of climate.py, trained before; the test times and the noise are the same in
 every row, so that differences are those of the sampler alone. `change` is the CRPS relative to
@@ -26,8 +26,9 @@ from piecewise import added
 
 from apps.climate_downscaling.config import read_config
 from apps.climate_downscaling.evaluation import scores
+from apps.climate_downscaling.field import Field
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
-from apps.climate_downscaling.prepare import Prepared, open_prepared
+from apps.climate_downscaling.prepare import open_prepared
 from core.random import keyed_generator
 from core.report import Row, Table, report, write_results, write_text
 
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--evaluations", default="4,8,32")
     parser.add_argument("--samplers", default="2m,unipc,ddim", help=", ".join(SAMPLERS))
     parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--every", type=int, default=1, help="only every nth test time")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     counts = sorted(int(count) for count in options.evaluations.split(","))
@@ -59,10 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         if unknown := set(given.split(",")) - set(known):
             parser.error(f"{min(unknown)}: unknown; known are {', '.join(known)}")
     samplers = {name: SAMPLERS[name] for name in options.samplers.split(",")}
-    tables = [
-        run(CASES[name], options.data, options.models, options.members, counts, samplers)
-        for name in options.cases.split(",")
-    ]
+    tables = [run(CASES[name], options, counts, samplers) for name in options.cases.split(",")]
     path = options.out / "climate_steps.json"
     tables, made_by = added(path, tables, joined)
     results = write_results(path, tables, made_by=made_by)
@@ -74,28 +73,28 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(
     case: Case,
-    data: Path,
-    models: Path,
-    members: int,
+    options: argparse.Namespace,
     counts: list[int],
     samplers: dict[str, dict[str, Any]],
 ) -> Table:
     """One case: every sampler at every number of evaluations, the most first."""
+    data, members = options.data, options.members
     (source,) = (str(path) for path in sorted(data.glob(case.data)))
     recipe = next(iter(case.recipes))
     statics = {"statics": str(data / case.statics)}
     config = read_config(HERE / "recipes" / f"{recipe}.json", statics)
-    model = _model(models / recipe, source, config)
+    model = _model(options.models / recipe, source, config)
     prepared = open_prepared(source, config)
     v = model.names.index(case.variable)
-    truth = prepared.arrays(prepared.test)[0][:, v]
+    times = range(prepared.test.start, prepared.test.stop, options.every)
+    truth = prepared.arrays(prepared.test)[0][:: options.every, v]
     rows: list[Row] = []
     for name, sampler in samplers.items():
         for count in reversed(counts):
             started = time.perf_counter()
-            drawn = draw(model, prepared, members, {**sampler, "steps": count})[:, :, v]
+            drawn = draw(model, prepared.coarse, times, members, {**sampler, "steps": count})
             seconds = time.perf_counter() - started
-            found = scores(drawn, truth, amount=model.transforms.nonnegative[v])
+            found = scores(drawn[:, :, v], truth, amount=model.transforms.nonnegative[v])
             row = {"sampler": name, "evaluations": count, **found, "seconds": seconds}
             rows.append(row)
             line = f"{case.title}: {name} {count}, CRPS {found['crps']:.4f}"
@@ -140,21 +139,21 @@ def _order(row: Row) -> tuple[int, int]:
 
 
 def draw(
-    model: DownscalingModel, prepared: Prepared, members: int, sampler: dict[str, object]
+    model: DownscalingModel,
+    field: Field,
+    times: range,
+    members: int,
+    sampler: dict[str, object],
 ) -> torch.Tensor:
-    """Members (M, T, V, H, W) of the test part, with the noise that `downscale` would take."""
-    field, test = prepared.coarse, prepared.test
-    coarse = torch.from_numpy(field.read(test.start, test.stop, allow_missing=True))
-    clock = clock_vector(field, model.clock, test.start, test.stop)
-    keys = field.time_keys()[test.start : test.stop]
-    out = np.empty((members, len(keys), len(model.names), *model.fine_grid.shape), np.float32)
-    for t, key in enumerate(keys.tolist()):
-        streams = [keyed_generator(0, member, key) for member in range(members)]
-        here = slice(t, t + 1)
-        drawn = model.sample(
-            coarse[here], clock[here], members, generator=streams, sampler=sampler
-        )
-        out[:, t] = drawn[:, 0].numpy()
+    """Members (M, T, V, H, W) of some times, with the noise that `downscale` would take."""
+    keys = field.time_keys()
+    out = np.empty((members, len(times), len(model.names), *model.fine_grid.shape), np.float32)
+    for i, t in enumerate(times):
+        coarse = torch.from_numpy(field.read(t, t + 1, allow_missing=True))
+        clock = clock_vector(field, model.clock, t, t + 1)
+        streams = [keyed_generator(0, member, int(keys[t])) for member in range(members)]
+        drawn = model.sample(coarse, clock, members, generator=streams, sampler=sampler)
+        out[:, i] = drawn[:, 0].numpy()
     return torch.from_numpy(out)
 
 
