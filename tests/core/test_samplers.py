@@ -119,6 +119,30 @@ def test_steps_in_the_angle_keep_the_spread_of_a_gaussian(path, steps, spread):
 
 
 @pytest.mark.exact
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"name": "2m"}, (0.84, 0.84, 0.87)),
+        ({"name": "unipc", "grid": "karras"}, (0.80, 0.97, 1.07)),
+        ({"name": "angle", "grid": "karras", "log_snr_max": 4.0}, (1.15, 0.99, 0.92)),
+    ],
+)
+def test_how_much_of_the_spread_four_steps_keep(config, kept):
+    """Of Gaussian data with variances 0.1, 1 and 10, on the path of climate's diffusion."""
+    path = path_from_config({"name": "edm", "sigma_min": 0.01, "sigma_max": 20.0})
+    variance = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+
+    def denoise(x_t, t):
+        at = path.at(t)
+        gain = at.alpha * variance / (at.alpha**2 * variance + at.sigma**2)
+        return Posterior(gain * x_t, x_t, at)
+
+    x_t = torch.full((1, 3), math.hypot(20, 1)).double()
+    drawn = make_sampler({"steps": 4, **config})(denoise, x_t, path=path)
+    assert (drawn[0] / variance.sqrt()).tolist() == pytest.approx(kept, abs=0.006)
+
+
+@pytest.mark.exact
 @pytest.mark.parametrize("name", ["ddpm", "sde"])
 def test_stochastic_samplers_return_the_gaussian(gaussian_3d, path, name):
     """X3 and the reverse SDE: with the exact denoiser the chain returns N(m, s²)."""
