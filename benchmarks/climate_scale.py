@@ -338,7 +338,7 @@ def run(arguments: Sequence[str], stop: Callable[[], bool] | None = None) -> tup
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return time.perf_counter() - started, peak
-        time.sleep(0.1)
+        time.sleep(0.3)
     reader.join(timeout=5)
     if process.returncode:
         raise SystemExit(b"".join(last[-5:]).decode())
