@@ -44,7 +44,7 @@ SPREADS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 """Of ln θ over genes, of which one is chosen."""
 REACH, WIDTH = 6.0, 0.15
 """Of the histogram of ln(share / the gene's mean share): its ends, and its bins."""
-UPDATES = 60
+UPDATES = 40
 """Of the two components."""
 APART = 3.0
 """Times by which the level of cells that are on is above that of the others, at least."""
@@ -122,13 +122,13 @@ def dispersion_curves(mu: np.ndarray, counts: np.ndarray) -> np.ndarray:
         mu: (B, G).
         counts: x (B, G).
     """
-    rate = torch.from_numpy(mu).double().clamp(min=1e-30)
+    rate = torch.from_numpy(mu).clamp(min=1e-30)
     cell, gene = (torch.from_numpy(index) for index in counts.nonzero())
-    x, own = torch.from_numpy(counts).double()[cell, gene], rate[cell, gene]
+    x, own = torch.from_numpy(counts)[cell, gene].double(), rate[cell, gene].double()
     found = torch.zeros(len(GRID), counts.shape[1], dtype=torch.float64)
     for k, theta in enumerate(torch.from_numpy(np.exp(GRID))):
         seen = torch.lgamma(x + theta) - torch.lgamma(theta) - x * torch.log(own + theta)
-        found[k] = -theta * torch.log1p(rate / theta).sum(0)
+        found[k] = -theta * torch.log1p(rate / float(theta)).sum(0, dtype=torch.float64)
         found[k].index_add_(0, gene, seen)
     return found.numpy()
 

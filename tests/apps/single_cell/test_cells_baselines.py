@@ -11,6 +11,7 @@ from apps.single_cell.baselines import (
     Neighbours,
     PoissonFactors,
     Raw,
+    Thresholded,
     baselines,
     normalised,
 )
@@ -33,7 +34,7 @@ def test_all_keep_the_depth(known):
     for name, method in baselines().items():
         if hasattr(method, "components"):
             method.components = Components(5)
-        if isinstance(method, PoissonFactors | Components):
+        if isinstance(method, PoissonFactors | Components | Thresholded):
             method.rank = 3
         rates = method.fit(counts).predict(counts[:20])
         assert rates.shape == (20, 60), name
@@ -127,6 +128,35 @@ def test_diffusion_brings_cells_together(known):
         return normalised(sp.csr_matrix(found), 1.0).toarray().std(0).mean()
 
     assert spread(6) < spread(1)
+
+
+@pytest.mark.exact
+def test_thresholding_is_what_its_equations_say(known):
+    counts, _ = known
+    x = counts.toarray()
+    a = np.log1p(x / x.sum(1, keepdims=True) * 1e4)
+    u, s, v = np.linalg.svd(a, full_matrices=False)
+    low = (u[:, :3] * s[:3]) @ v[:3]
+    kept = np.where(low > np.abs(np.quantile(low, 0.001, axis=0)), low, 0)
+    for g in range(a.shape[1]):
+        on, seen = kept[:, g] > 0, a[:, g] > 0
+        if on.sum() > 1 and seen.sum() > 1:
+            z = (kept[on, g] - kept[on, g].mean()) / kept[on, g].std(ddof=1)
+            kept[on, g] = np.maximum(z * a[seen, g].std(ddof=1) + a[seen, g].mean(), 0)
+        kept[(kept[:, g] == 0) & seen, g] = a[(kept[:, g] == 0) & seen, g]
+    rates = np.expm1(kept)
+    rates *= x.sum(1, keepdims=True) / rates.sum(1, keepdims=True)
+    found = Thresholded(3).fit(counts).predict(counts)
+    assert np.abs(found - rates).max() < 1e-2 * rates.max()
+    assert (found[x > 0] > 0).all()
+    assert ((found == 0) == (rates == 0)).mean() > 0.999
+
+
+def test_the_rank_is_where_singular_values_leave_the_noise():
+    rng = np.random.default_rng(3)
+    profile = rng.dirichlet(np.full(300, 0.05), 4)
+    x = rng.poisson(2000 * profile[rng.integers(0, 4, 250)]).astype(np.float32)
+    assert len(Thresholded().fit(sp.csr_matrix(x)).directions) == 4
 
 
 def test_bad_options(known):
