@@ -3,9 +3,11 @@
 import anndata as ad
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from apps.single_cell import Denoiser, Output, expressed
+from apps.single_cell import Denoiser, Output, denoise, expressed
+from apps.single_cell.config import Config
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Design
 from apps.single_cell.data import sample_path
@@ -22,6 +24,7 @@ from apps.single_cell.expressed import (
 )
 from apps.single_cell.inputs import bundled_model
 from apps.single_cell.layers import point
+from apps.single_cell.model import CellVAE, log_profile
 from apps.single_cell.posterior import Rates, rates
 from core.errors import AleatorError
 
@@ -140,47 +143,64 @@ def test_zeros_are_where_a_cell_line_has_none_of_it(bundled):
     assert truth[made["expressed"] == 0].sum() < 0.06 * truth.sum()
 
 
-def test_blocks_and_files_do_not_matter(known):
+@pytest.fixture(scope="module")
+def untrained(known):
+    """Cells, and a model that knows their mean profile."""
     adata, _ = known(n=150, g=30)
-    denoiser = Denoiser.fit(adata, search=False, seed=3)
-    design = no_covariates(adata.n_obs)
-    levels = learn_levels(denoiser.model, Counts(adata.X), design)
-    again = learn_levels(denoiser.model, Counts(adata.X), design)
+    counts = Counts(adata.X)
+    torch.manual_seed(0)
+    config = Config(latent=3, width=16, likelihood="nb", strength=1.0, steps=1)
+    return counts, CellVAE(log_profile(counts), len(counts), config).eval()
+
+
+def test_levels_and_rates_do_not_depend_on_blocks(untrained):
+    counts, model = untrained
+    design = no_covariates(len(counts))
+    levels, again = (learn_levels(model, counts, design) for _ in range(2))
     assert (levels.threshold == again.threshold).all()
+    assert (levels.dispersion == again.dispersion).all()
     found = [
         np.concatenate(
             [
                 point(part, "expressed", levels=levels)
-                for part in rates(denoiser.model, Counts(adata.X), design, cells=cells)
+                for part in rates(model, counts, design, cells=cells)
             ]
         )
         for cells in (16, 256)
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-4)
-    written = denoiser.denoise(adata, output=Output(estimate="expressed"))
-    assert written.layers["denoised"] == pytest.approx(found[1], rel=1e-4)
-    assert written.uns["aleator"]["output"]["estimate"] == "expressed"
 
 
-def test_many_cells_are_sampled(known, monkeypatch):
-    adata, _ = known(n=200, g=30)
-    denoiser = Denoiser.fit(adata, search=False, seed=3)
-    design = no_covariates(200)
-    monkeypatch.setattr(expressed, "SAMPLE", 120)
+def test_many_cells_are_sampled(untrained, monkeypatch):
+    counts, model = untrained
+    design = no_covariates(len(counts))
     looked = []
     real = expressed.dispersion_curves
+    monkeypatch.setattr(expressed, "SAMPLE", 120)
     monkeypatch.setattr(
         expressed, "dispersion_curves", lambda mu, x: looked.append(len(x)) or real(mu, x)
     )
-    some = learn_levels(denoiser.model, Counts(adata.X), design, seed=1)
-    same = learn_levels(denoiser.model, Counts(adata.X), design, seed=1)
-    other = learn_levels(denoiser.model, Counts(adata.X), design, seed=2)
+    some, same, other = (learn_levels(model, counts, design, seed=seed) for seed in (1, 1, 2))
     assert sum(looked) == 3 * 120
     assert (some.dispersion == same.dispersion).all()
     assert (some.dispersion != other.dispersion).any()
 
 
-def test_what_it_cannot_do_is_said(known):
+def test_denoise_writes_it(monkeypatch):
+    adata = ad.read_h5ad(sample_path())[:40].copy()
+    threshold = np.zeros(adata.n_vars)
+    threshold[:3] = 1.0
+    known = Levels(np.full(adata.n_vars, 5.0, np.float32), threshold)
+    monkeypatch.setattr(denoise, "learn_levels", lambda *_, **__: known)
+    output = Output(estimate="expressed", draws=1)
+    written = Denoiser.load(bundled_model()).denoise(adata, output=output)
+    assert (written.layers["denoised"][:, :3] == 0).all()
+    assert (written.layers["denoised"][:, 3:] > 0).mean() > 0.99
+    assert (written.layers["denoised_upper"] > 0).all()
+    assert written.uns["aleator"]["output"]["estimate"] == "expressed"
+
+
+def test_what_it_cannot_do_is_said():
     with pytest.raises(AleatorError, match="own batches"):
         Output(estimate="expressed", batch="a")
     part = Rates(0, 1, *(np.ones((1, 2)),) * 2, np.zeros((1, 1)), np.zeros(1))
