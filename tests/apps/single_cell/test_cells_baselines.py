@@ -12,6 +12,7 @@ from apps.single_cell.baselines import (
     PoissonFactors,
     Raw,
     Thresholded,
+    _above_noise,
     baselines,
     normalised,
 )
@@ -153,10 +154,11 @@ def test_thresholding_is_what_its_equations_say(known):
 
 
 def test_the_rank_is_where_singular_values_leave_the_noise():
-    rng = np.random.default_rng(3)
-    profile = rng.dirichlet(np.full(300, 0.05), 4)
-    x = rng.poisson(2000 * profile[rng.integers(0, 4, 250)]).astype(np.float32)
-    assert len(Thresholded().fit(sp.csr_matrix(x)).directions) == 4
+    gaps = np.random.default_rng(3).uniform(0.01, 0.02, 96)
+    noise = 5.0 - np.cumsum(gaps)
+    assert _above_noise(np.concatenate([[50.0, 30.0, 20.0, 10.0], noise])) == 4
+    assert _above_noise(np.concatenate([[50.0], 5.0 - np.cumsum(np.append(gaps, 0.01))])) == 1
+    assert _above_noise(np.arange(40.0, 0, -1)) == 40  # too few to tell noise by
 
 
 def test_bad_options(known):
