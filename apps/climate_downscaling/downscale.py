@@ -286,12 +286,14 @@ def ensemble(
         seen = stations.at(int(keys[start + t])) if stations is not None else None
         for first in range(0, members, GROUP):
             group = range(first, min(first + GROUP, members))
+            year = model.year_of(seed, group, int(keys[start + t])) if seen is None else None
             drawn = model.sample(
                 *(coarse[t : t + 1], clock[t : t + 1], len(group)),
                 generator=[streams(member, start + t) for member in group],
                 sampler=sampler,
                 conserve=conserve,
                 seen=seen,
+                year=year,
             )
             out[group.start : group.stop, t] = drawn[:, 0].cpu().numpy()
 
