@@ -12,11 +12,17 @@ import xarray as xr
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from adapt import distances
+from climate_joint import measures
 from climate_peers import UNetRegression, XsdbaMapping
 from climate_scale import fields, memory, write
+from partial import renewed
+from prognosis_winters import winters
 from warming import OnAnomalies
 
 from apps.climate_downscaling.baselines import Ridge
+from apps.climate_downscaling.conserve import upsample_nearest
+from core.errors import AleatorError
+from core.report import Table, write_results
 from core.training import FitConfig
 
 
@@ -84,3 +90,55 @@ def test_the_series_of_the_scale_benchmark(tmp_path):
     np.testing.assert_allclose(list(fields(3, *axes, seed=1)), fine, rtol=1e-6)
     assert memory(os.getpid()) > 20
     assert memory(2**30) == 0
+
+
+def test_measures_of_two_variables_know_jointly_drawn_from_apart():
+    g = torch.Generator().manual_seed(0)
+    block = (
+        torch.randn(400, 1, 2, 2, generator=g).repeat_interleave(4, -1).repeat_interleave(4, -2)
+    )
+    detail = torch.randn(2, 400, 1, 8, 8, generator=g)
+
+    def both(a, b):
+        return torch.cat([block + a, (2 * (block + b)).clamp_min(0)], 1)
+
+    truth, joint = both(detail[0], detail[0]), both(detail[1], detail[1])
+    apart = both(detail[1], detail[0])
+    kept, lost = (measures(m[None], truth, 4) for m in (joint, apart))
+    assert kept["gap"] < 0.05 < lost["gap"]
+    assert kept["within_gap"] < 0.08
+    assert lost["within"] < 0.2 < 0.7 < kept["within"]
+    own = measures(truth[None], truth, 4)
+    assert own["gap"] == own["within_gap"] == own["wet"] == own["q99"] == 0
+    wetter = truth.clone()
+    wetter[:, 1] *= 1.1
+    found = measures(wetter[None], truth, 4)
+    assert found["q99"] == pytest.approx(0.1, abs=1e-5)
+    assert found["wet"] > 0
+
+
+def test_rows_are_added_and_replaced_and_the_commands_are_kept(tmp_path):
+    columns = {"method": "", "crps": "CRPS"}
+    old = Table([{"method": "a", "crps": 1.0}, {"method": "b", "crps": 2.0}], columns, title="T")
+    path = tmp_path / "r.json"
+    made = {"command": "python old", "date": "then", "versions": {"x": "1"}, "hardware": "h"}
+    write_results(path, [old], made_by=made)
+    rows = [{"method": "b", "crps": 3.0, "more": 4.0}, {"method": "c", "crps": 5.0}]
+    fresh = Table(rows, {**columns, "more": "M"}, title="T")
+    (table, other), by = renewed(path, [fresh, Table([], columns, title="U")], "method")
+    assert [(row["method"], row["crps"]) for row in table.rows] == [("a", 1), ("b", 3), ("c", 5)]
+    assert list(table.columns) == ["method", "crps", "more"]
+    assert other.title == "U"
+    first, second = by["command"].splitlines()
+    assert first == "python old"
+    assert second != first
+    assert by["date"].startswith("then, in part 2")
+    (whole,), _ = renewed(path, [fresh])
+    assert len(whole.rows) == 2
+    with pytest.raises(AleatorError, match="does not exist"):
+        renewed(tmp_path / "none.json", [fresh])
+
+
+def test_winters_are_named_after_the_year_in_which_they_end():
+    days = np.array(["1998-12-01", "1999-02-28", "1999-12-01", "2000-02-29"], "datetime64[s]")
+    assert winters(days.astype(np.int64)).tolist() == [1999, 1999, 2000, 2000]

@@ -183,7 +183,7 @@ def test_members_share_the_error_of_a_year(downscaler, world):
 
 def test_a_year_effect_survives_a_checkpoint_and_old_models_have_none(downscaler, world, tmp_path):
     model = with_years(downscaler.model)
-    model.save(tmp_path / "m", {}, "")
+    model.save(tmp_path / "m", model.card, "")
     again = DownscalingModel.load(tmp_path / "m")
     assert again.rules == model.rules
     torch.testing.assert_close(again.years.maps, model.years.maps, rtol=0, atol=0)
