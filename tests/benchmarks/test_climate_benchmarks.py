@@ -15,6 +15,7 @@ from adapt import distances
 from climate_joint import measures
 from climate_peers import UNetRegression, XsdbaMapping
 from climate_scale import fields, memory, write
+from climate_spectra import _scores
 from partial import renewed
 from prognosis_winters import winters
 from warming import OnAnomalies
@@ -140,3 +141,19 @@ def test_rows_are_added_and_replaced_and_the_commands_are_kept(tmp_path):
 def test_winters_are_named_after_the_year_in_which_they_end():
     days = np.array(["1998-12-01", "1999-02-28", "1999-12-01", "2000-02-29"], "datetime64[s]")
     assert winters(days.astype(np.int64)).tolist() == [1999, 1999, 2000, 2000]
+
+
+def test_bands_of_the_spectrum_know_where_members_lack_power():
+    g = torch.Generator().manual_seed(0)
+    truth = torch.randn(50, 28, 28, generator=g)
+    half = _scores((truth / 2).expand(3, -1, -1, -1), truth)
+    for key in ("m1-3", "m4-8", "m9-13"):
+        assert half[key] == pytest.approx(-20 * np.log10(2), abs=1e-6)
+    assert half["lsd"] == pytest.approx(20 * np.log10(2), abs=1e-6)
+    assert half["ratio"] == 0
+    wave = torch.sin(2 * torch.pi * 6 * torch.arange(28) / 28)
+    more = _scores((truth + wave).expand(3, -1, -1, -1), truth)
+    assert more["m4-8"] > 1
+    assert abs(more["m9-13"]) < 0.2
+    apart = truth + torch.randn(2, 50, 28, 28, generator=g)
+    assert _scores(apart, truth)["ratio"] == pytest.approx(np.sqrt(1.5 / 0.5), abs=0.02)
