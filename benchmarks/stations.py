@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     }  # fmt: skip
     first = next(iter(drawn))
     choice = _choice({family: options.models / f"stations_{family}" for family in drawn})
-    test = Test(_model(options.models / f"stations_{first}"), prepared, options.members)
+    test = Test(_model(options.models / f"stations_{first}", prepared), prepared, options.members)
     test.train = fit_prognosis(prepared, test.model.config, prepared.train).fine  # without gaps
     tables = [choice, *(_scores(test, v, drawn) for v in range(2)), _together(test, drawn)]
     results = write_results(options.out / "stations.json", tables)
@@ -74,11 +74,9 @@ def _drawn(
         residual = dataclasses.replace(config.residual, family=family)
         chosen = dataclasses.replace(config, residual=residual)
         train(source, folder, chosen, resume=True, say=_say)
-    part, model = prepared.test, _model(folder)
+    part, model = prepared.test, _model(folder, prepared)
     if model.config.split != config.split:
         raise SystemExit(f"{folder}: trained with another split; remove it")
-    if model.years is None:
-        model = levelled(model, prepared, prepared.train)
     found = ensemble(model, prepared.coarse, part.start, part.stop, members=members)
     return torch.from_numpy(found)
 
@@ -96,11 +94,16 @@ def _choice(folders: dict[str, Path]) -> Table:
     return Table(rows, columns, {"score": ".4f"}, {"score": "min"}, title)
 
 
-def _model(folder: Path) -> StationModel:
+def _model(folder: Path, prepared: Prepared) -> StationModel:
+    """The trained model; one of before drift and year effect were what they are gets them."""
     model = DownscalingModel.load(folder)
     if not isinstance(model, StationModel):
         raise SystemExit(f"{folder}: not a model of stations; remove it")
-    return model
+    if model.years is not None:
+        return model
+    fresh = levelled(model, prepared, prepared.train)
+    assert isinstance(fresh, StationModel)
+    return fresh
 
 
 def _scores(test: Test, v: int, drawn: dict[str, torch.Tensor]) -> Table:
