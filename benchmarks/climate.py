@@ -7,7 +7,7 @@
 DATA is the folder with `era5-2mt-2019-03-uk.grib`, `era5-uk_orog_sftlf_etopo20.nc` and `iberia/`
 (where they come from: docs/climate.md). A model that is not in FOLDER yet is trained there by its
 file in recipes/, which can take an hour. Nothing but these scores sees the test part. `--add`
-draws from one model only and puts its rows into the tables that are there. The peers of
+makes the rows of one model and puts them into the tables that are there. The peers of
 `climate_peers` are trained here: a U-Net regression with the steps of the recipe (at most
 `--peer-steps`), and quantile mapping by xsdba where it is installed. Times are of this machine.
 """
@@ -130,7 +130,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cases", default=cases, help="comma-separated; default: all")
     parser.add_argument("--models", type=Path, default=Path("models"), help="trained or to train")
     parser.add_argument("--members", type=int, default=16)
-    parser.add_argument("--add", metavar="RECIPE", help="only the rows of this model, added")
+    recipes = sorted({recipe for case in CASES.values() for recipe in case.recipes})
+    parser.add_argument("--add", choices=recipes, help="only the rows of this model, added")
     parser.add_argument("--peer-steps", type=int, default=2000, help="of the U-Net, at most")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--name", default="climate", help="of the files in --out")
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.add:
         wanted = [_only(case, options.add) for case in wanted if options.add in case.recipes]
     tables = [run(c, draws, 0 if options.add else options.peer_steps) for c in wanted]
-    if BOTH in options.cases.split(","):
+    if BOTH in options.cases.split(",") and options.add in (None, "racmo_joint"):
         tables.append(together(draws, CASES["racmo_tas"]))
     path, made_by = options.out / f"{options.name}.json", None
     if options.add:

@@ -59,6 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tables", default=",".join(TABLES), help="comma-separated; default: all")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
+    wanted = options.tables.split(",")
+    if unknown := set(wanted) - set(TABLES):
+        raise SystemExit(f"--tables {min(unknown)}: there are {', '.join(TABLES)}")
     folder = options.data / "iberia"
     files = [str(folder / name) for name in PREDICTORS]
     config = read_config(HERE / "recipes" / "eobs.json", {}, predictors=files)
@@ -67,9 +70,6 @@ def main(arguments: list[str] | None = None) -> None:
     model = _model(options.models / "eobs", source, config)
     if model.years is None:
         model = levelled(model, prepared, prepared.train)
-    wanted = options.tables.split(",")
-    if unknown := set(wanted) - set(TABLES):
-        raise SystemExit(f"--tables {min(unknown)}: there are {', '.join(TABLES)}")
     test = None
     if set(wanted) & {"cells", "dependence", "stations", "winters"}:
         test = Test(model, prepared, options.members)
