@@ -273,8 +273,13 @@ def ensemble(
         fields = torch.from_numpy(read_coarse(model, field, days.start, days.stop)).to(place)
         hours = clock_vector(field, model.clock, days.start, days.stop).to(place)
         noise = [streams(member, t) for t in range(days.start, days.stop)]
+        each = enumerate(keys[days].tolist()) if stations is not None else ()
+        seen = {i: there for i, key in each if (there := stations.at(key)) is not None}
         drawn = draw_period(
-            *(model, fields, hours, given, noise), sampler=sampler, conserve=conserve
+            *(model, fields, hours, given, noise),
+            sampler=sampler,
+            conserve=conserve,
+            stations=seen,
         )
         return drawn.cpu().numpy()
 
