@@ -91,7 +91,7 @@ class Draws:
         """Draw nothing yet."""
         self.data, self.models, self.members = data, models, members
         self._models: dict[str, tuple[DownscalingModel, Prepared]] = {}
-        self._drawn: dict[tuple[str, bool], tuple[Tensor, float]] = {}
+        self._drawn: dict[str, tuple[Tensor, float]] = {}
 
     def model(self, case: Case, recipe: str) -> tuple[DownscalingModel, Prepared]:
         """A model, trained if it is not there, and its data."""
@@ -106,20 +106,28 @@ class Draws:
     def drawn(
         self, case: Case, recipe: str, *, conserve: bool = True, members: int | None = None
     ) -> tuple[Tensor, float]:
-        """Members (M, T, V, H, W) of the test part, and the seconds that they took."""
+        """Members (M, T, V, H, W) of the test part, and the seconds that they took.
+
+        The fields of these cases have no missing cell: what `ensemble` conserves can be conserved
+        afterwards.
+        """
         count = min(members or self.members, self.members)
-        known = self._drawn.get((recipe, conserve))
+        model, prepared = self.model(case, recipe)
+        known = self._drawn.get(recipe)
         if known is None or len(known[0]) < count:
-            model, prepared = self.model(case, recipe)
             started = time.perf_counter()
             drawn = ensemble(
                 *(model, prepared.coarse, prepared.test.start, prepared.test.stop),
                 members=count,
-                conserve=conserve,
+                conserve=False,
             )
             known = torch.from_numpy(drawn), time.perf_counter() - started
-            self._drawn[recipe, conserve] = known
-        return known[0][:count], known[1]
+            self._drawn[recipe] = known
+        free, seconds = known[0][:count], known[1]
+        if not conserve:
+            return free, seconds
+        coarse = prepared.arrays(prepared.test)[1]
+        return model.conserved(free, coarse), seconds
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -250,7 +250,7 @@ class DownscalingModel:
         """Fields z (..., B, V, H, W) of the model in canonical units; NaN where no data are."""
         fine = self.transforms.inverse(z)
         if conserve:
-            fine = self._conserve(fine, coarse)
+            fine = self.conserved(fine, coarse)
         return torch.where(self.valid.to(fine.device), fine, torch.nan)
 
     def sampler(self, over: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
@@ -263,17 +263,15 @@ class DownscalingModel:
         return self.inflation.to(drawn)[:, None, None] * drawn
 
     def year_of(self, seed: int, members: range, key: int) -> tuple[Tensor, Tensor] | None:
-        """What M members share in a year, to be added to μ (M, 1, V, H, W), and a factor on s.
-
-        None here: block means fix the level. See `PrognosisModel`.
-        """
+        """What M members share in a year: see `PrognosisModel`. Here block means fix the level."""
         return None
 
     def own_tensors(self) -> dict[str, Tensor]:
         """Tensors of the checkpoint beside those of every model."""
         return {}
 
-    def _conserve(self, fine: Tensor, coarse: Tensor) -> Tensor:
+    def conserved(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Fields (..., V, H, W) with the block means of coarse ones; no cell may be missing."""
         parts, wanted = self.transforms.split(fine), self.transforms.split(coarse)
         channels = [
             project(

@@ -74,7 +74,8 @@ class PrognosisModel(DownscalingModel):
         """Channels of the context that depend on the time."""
         return len(self.predictor_variables) + len(self.names)
 
-    def _conserve(self, fine: Tensor, coarse: Tensor) -> Tensor:
+    def conserved(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """The same: observations owe the predictors nothing."""
         return fine
 
     def year_of(self, seed: int, members: range, key: int) -> tuple[Tensor, Tensor] | None:
