@@ -33,7 +33,7 @@ import numpy as np
 import psutil
 import torch
 import xarray as xr
-from piecewise import added
+from partial import renewed
 
 from apps.climate_downscaling.train import on_domain
 from core.registry import build
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"{min(unknown)}: unknown; known are {', '.join(PARTS)}")
     options.work.mkdir(parents=True, exist_ok=True)
     path = options.out / "climate_scale.json"
-    tables, made_by = added(path, [globals()[part](options) for part in PARTS if part in wanted])
+    tables, made_by = renewed(path, [globals()[part](options) for part in PARTS if part in wanted])
     results = write_results(path, tables, made_by=made_by)
     write_text(options.out / "climate_scale.md", report(results, "Downscaling at scale"))
     for found in tables:

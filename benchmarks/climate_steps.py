@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from climate import CASES, HERE, Case, _model
-from piecewise import added
+from partial import renewed
 
 from apps.climate_downscaling.config import read_config
 from apps.climate_downscaling.evaluation import scores
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     samplers = {name: SAMPLERS[name] for name in options.samplers.split(",")}
     tables = [run(CASES[name], options, counts, samplers) for name in options.cases.split(",")]
     path = options.out / "climate_steps.json"
-    tables, made_by = added(path, tables, joined)
+    tables, made_by = renewed(path, tables, joined)
     results = write_results(path, tables, made_by=made_by)
     title = "Downscaling: evaluations of the network against scores"
     write_text(options.out / "climate_steps.md", report(results, title))

@@ -3,7 +3,8 @@
     python benchmarks/stations.py DATA [--models FOLDER] [--members 16] [--out FOLDER]
 
 DATA is the folder with `iberia/` (where it comes from: docs/climate.md). The models are trained
-there on NCEP predictors and 11 stations until November 1998, if FOLDER does not have them yet;
+there on NCEP predictors and 11 stations until November 1998, if FOLDER does not have them yet. The
+first table says which family did best on the last training winters, which it was not trained on;
 the rows "from the nearest cell" are those of results/prognosis.json.
 """
 
@@ -25,13 +26,13 @@ from apps.climate_downscaling.downscale import ensemble
 from apps.climate_downscaling.evaluation import scores, table
 from apps.climate_downscaling.model import DownscalingModel
 from apps.climate_downscaling.prepare import open_prepared
-from apps.climate_downscaling.prognosis_fit import fit_prognosis
+from apps.climate_downscaling.prognosis_fit import fit_prognosis, levelled
 from apps.climate_downscaling.station_model import StationModel
 from apps.climate_downscaling.train import train
 from apps.climate_downscaling.training_data import Prepared
 from core.report import Row, Table, report, write_results, write_text
 
-FAMILIES = ("diffusion", "flow_matching", "nsf")
+FAMILIES = ("nsf", "diffusion", "flow_matching")
 GRIDDED = ("analogues", "ours")
 
 
@@ -55,9 +56,10 @@ def main(arguments: list[str] | None = None) -> None:
         for family in options.families.split(",")
     }  # fmt: skip
     first = next(iter(drawn))
-    test = Test(_model(options.models / f"stations_{first}"), prepared, options.members)
+    choice = _choice({family: options.models / f"stations_{family}" for family in drawn})
+    test = Test(_model(options.models / f"stations_{first}", prepared), prepared, options.members)
     test.train = fit_prognosis(prepared, test.model.config, prepared.train).fine  # without gaps
-    tables = [*(_scores(test, v, drawn) for v in range(2)), _together(test, drawn)]
+    tables = [choice, *(_scores(test, v, drawn) for v in range(2)), _together(test, drawn)]
     results = write_results(options.out / "stations.json", tables)
     write_text(options.out / "stations.md", report(results, "Perfect prognosis at stations"))
     for found in tables:
@@ -72,18 +74,36 @@ def _drawn(
         residual = dataclasses.replace(config.residual, family=family)
         chosen = dataclasses.replace(config, residual=residual)
         train(source, folder, chosen, resume=True, say=_say)
-    part, model = prepared.test, _model(folder)
+    part, model = prepared.test, _model(folder, prepared)
     if model.config.split != config.split:
         raise SystemExit(f"{folder}: trained with another split; remove it")
     found = ensemble(model, prepared.coarse, part.start, part.stop, members=members)
     return torch.from_numpy(found)
 
 
-def _model(folder: Path) -> StationModel:
+def _choice(folders: dict[str, Path]) -> Table:
+    """The best score of each family on winters of the training part that it was not trained on."""
+    rows: list[Row] = []
+    for family, folder in folders.items():
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        noted = [entry for entry in map(json.loads, lines) if "score" in entry]
+        best = min(noted, key=lambda entry: entry["score"])
+        rows.append({"family": family, "score": best["score"], "step": best["step"]})
+    columns = {"family": "family", "score": "CRPS of normalised residuals", "step": "at step"}
+    title = "Choice of the family: the validation part of the training winters"
+    return Table(rows, columns, {"score": ".4f"}, {"score": "min"}, title)
+
+
+def _model(folder: Path, prepared: Prepared) -> StationModel:
+    """The trained model; one of before drift and year effect were what they are gets them."""
     model = DownscalingModel.load(folder)
     if not isinstance(model, StationModel):
         raise SystemExit(f"{folder}: not a model of stations; remove it")
-    return model
+    if model.years is not None:
+        return model
+    fresh = levelled(model, prepared, prepared.train)
+    assert isinstance(fresh, StationModel)
+    return fresh
 
 
 def _scores(test: Test, v: int, drawn: dict[str, torch.Tensor]) -> Table:

@@ -50,7 +50,9 @@ class ResidualConfig:
     """The generative model of what the mean leaves.
 
     Attributes:
-        family: "diffusion", "flow_matching", "glow", "residual_flow" or "vae".
+        family: "diffusion", "flow_matching", "glow", "residual_flow" or "vae"; of stations
+            "diffusion", "flow_matching", "nsf", "maf" or "real_nvp". "auto" is diffusion on maps
+            and nsf at stations.
         context: "coarse": the coarse field, the mean, the clock, and what is static;
             "static": only the latter, for series too short to learn more than one climate of
             residuals from (a few hundred independent fields); "auto": static below 1000 fields.
@@ -68,7 +70,7 @@ class ResidualConfig:
         model: further options of `core.build`, e.g. {"net": {"channels": 32}}.
     """
 
-    family: str = "diffusion"
+    family: str = "auto"
     context: Literal["auto", "coarse", "static"] = "auto"
     channels: tuple[Literal["sun", "coast", "latitude"], ...] = ()
     mix: float | None = None

@@ -47,6 +47,24 @@ class Points(Operator):
     errors: Tensor
     least: Tensor
 
+    @classmethod
+    def of(
+        cls, seen: Seen, transforms: Transforms, mean: Tensor, scale: Tensor
+    ) -> tuple[Points, Tensor]:
+        """Operator and (K,) values, in units of their errors, of what was seen at one time.
+
+        Args:
+            seen: K observations.
+            transforms: of the variables.
+            mean: (V, H, W) μ.
+            scale: (V, H, W) what a residual is multiplied by.
+        """
+        cells = mean.shape[-1] * mean.shape[-2]
+        values, errors, least = (v.to(mean) for v in transformed(seen, transforms, cells))
+        place = torch.from_numpy(seen.cells).to(mean.device)
+        centre, spread = (v.reshape(-1)[place] for v in (mean, scale))
+        return cls(place, centre, spread, errors, least), values / errors
+
     @property
     def linear(self) -> bool:  # type: ignore[override]
         """Nothing is ever below the least."""
@@ -121,15 +139,7 @@ def draw_given(
     Returns:
         (M, 1, V, H, W).
     """
-    values, errors, least = (
-        v.to(mean) for v in transformed(seen, transforms, mean.shape[-1] * mean.shape[-2])
-    )
-    place = torch.from_numpy(seen.cells).to(mean.device)
-    centre, spread = (v.reshape(-1)[place] for v in (mean, scale))
-
-    operator = Points(place, centre, spread, errors, least)
+    operator, known = Points.of(seen, transforms, mean[0], scale[0])
     options: dict[str, Any] = {} if sampler is None else {"sampler": dict(sampler)}
-    given = posterior(
-        model, (values / errors)[None], operator, noise=1.0, context=context, **options
-    )
+    given = posterior(model, known[None], operator, noise=1.0, context=context, **options)
     return given.sample((members,), generator=generator)

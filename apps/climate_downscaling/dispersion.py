@@ -61,6 +61,7 @@ class Dispersion:
         leverage: Tensor,
         blocks: int,
         gap: int,
+        like: Dispersion | None = None,
     ) -> Dispersion:
         """Choose features and fit.
 
@@ -72,6 +73,7 @@ class Dispersion:
             leverage: (T, h, w) cross-fitted leverage.
             blocks: contiguous blocks of time for the choice.
             gap: steps left out on either side of a block.
+            like: another one, whose features are taken; chosen by likelihood if None.
 
         Returns:
             the model.
@@ -89,7 +91,8 @@ class Dispersion:
         )
         features = raw._features(coarse, standard, mean, leverage)
         features, centre, spread = standardise(features)
-        weights = fit_weights(error, features, list(blocks_with_gap(len(error), blocks, gap)))
+        folds = list(blocks_with_gap(len(error), blocks, gap))
+        weights = fit_weights(error, features, folds, None if like is None else like.weights != 0)
         scale = (error * torch.exp(-log_factor(features, weights))).square().mean(0).sqrt()
         return cls(scale, weights, centre, spread, raw.coarse_unit, raw.increment)
 

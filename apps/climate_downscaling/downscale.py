@@ -273,8 +273,14 @@ def ensemble(
         fields = torch.from_numpy(read_coarse(model, field, days.start, days.stop)).to(place)
         hours = clock_vector(field, model.clock, days.start, days.stop).to(place)
         noise = [streams(member, t) for t in range(days.start, days.stop)]
+        observed = stations.by_time if stations is not None else {}
+        times = enumerate(keys[days].tolist())
+        seen = {i: observed[key] for i, key in times if key in observed}
         drawn = draw_period(
-            *(model, fields, hours, given, noise), sampler=sampler, conserve=conserve
+            *(model, fields, hours, given, noise),
+            sampler=sampler,
+            conserve=conserve,
+            stations=seen,
         )
         return drawn.cpu().numpy()
 
@@ -286,12 +292,14 @@ def ensemble(
         seen = stations.at(int(keys[start + t])) if stations is not None else None
         for first in range(0, members, GROUP):
             group = range(first, min(first + GROUP, members))
+            year = model.year_of(seed, group, int(keys[start + t])) if seen is None else None
             drawn = model.sample(
                 *(coarse[t : t + 1], clock[t : t + 1], len(group)),
                 generator=[streams(member, start + t) for member in group],
                 sampler=sampler,
                 conserve=conserve,
                 seen=seen,
+                year=year,
             )
             out[group.start : group.stop, t] = drawn[:, 0].cpu().numpy()
 

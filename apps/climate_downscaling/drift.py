@@ -1,4 +1,4 @@
-r"""Observations drift against reanalyses: the intercept of a regression is that of recent years.
+r"""Observations drift against reanalyses: the intercept of a regression is that of the next year.
 
 Stations move, networks grow, and what a reanalysis assimilates changes. Errors b_k of whole years
 that a regression has not seen show it; the correction of the next year is their average, the
@@ -6,13 +6,16 @@ recent ones weighing more,
 
     o = Σ_k λ^(K-k) b_k / Σ_k λ^(K-k),
 
-with the memory λ of each variable chosen by how well o predicts the years that follow. λ = 1
-corrects nothing: the mean error is zero already. The correction is a constant of the model: inputs
-of another century are not extrapolated, and differences between two periods are left alone.
+or the same with its mean over the domain replaced by the straight line through the means of the
+years, one year on. The memory λ, and whether there is a line, are chosen for each variable by how
+well o predicts the years that follow. λ = 1 alone corrects nothing: the mean error is zero
+already. The correction is a constant of the model: inputs of another century are not
+extrapolated, and differences between two periods are left alone.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,26 +29,61 @@ FEWEST = 4
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How a year's error is predicted from those of other years.
+
+    Attributes:
+        memory: λ.
+        trend: whether the mean over the domain follows a straight line.
+    """
+
+    memory: float = 1.0
+    trend: bool = False
+
+    def predict(self, b: Tensor, time: Tensor, weights: Tensor) -> Tensor:
+        """Error (H, W) of the year 0.
+
+        Args:
+            b: (K, H, W) of other years, the nearest last.
+            time: (K,) those years.
+            weights: (H, W) of the cells in the mean over the domain; they sum to 1.
+        """
+        found = recent(b, self.memory)
+        if not self.trend:
+            return found
+        means = (b * weights).sum((1, 2))
+        return found - (found * weights).sum() + line(means, time)
+
+    def describe(self, offset: float) -> str:
+        """In words, with the offset that it found; empty where nothing is corrected."""
+        if self == Rule():
+            return ""
+        how = "for the trend of the years" if self.trend else "for recent years"
+        return f"{offset:+.3f} {how}; "
+
+
+@dataclass(frozen=True)
 class Drift:
     """What cross-fitted errors say about the years to come.
 
     Attributes:
         offset: (V, H, W) to add to the regression.
-        memory: (V,) λ.
+        rules: V of them.
         honest: (T, V, H, W) offsets of the training times, each from other years only.
     """
 
     offset: Tensor
-    memory: tuple[float, ...]
+    rules: tuple[Rule, ...]
     honest: Tensor
 
     @classmethod
-    def fit(cls, error: Tensor, keys: np.ndarray) -> Drift:
-        """Choose λ and estimate the offsets.
+    def fit(cls, error: Tensor, keys: np.ndarray, valid: Tensor | None = None) -> Drift:
+        """Choose the rules and estimate the offsets.
 
         Args:
             error: (T, V, H, W) truth minus cross-fitted mean, in order of time.
             keys: (T,) seconds.
+            valid: (H, W) cells that count; all if None.
         """
         year = np.floor((keys[-1] - keys) / YEAR).astype(int)
         years = np.unique(year)[::-1]  # the oldest first
@@ -53,20 +91,18 @@ class Drift:
         count = error.shape[1]
         if len(rows) < 2 * FEWEST:
             nothing = torch.zeros_like(error)
-            return cls(nothing[0], (1.0,) * count, nothing)
+            return cls(nothing[0], (Rule(),) * count, nothing)
+        kept = torch.ones(error.shape[-2:]) if valid is None else valid.to(error.dtype)
+        weights = kept / kept.sum()
+        time = -torch.from_numpy(years.copy()).to(error.dtype)
         b = torch.stack([error[r].mean(0) for r in rows])
-        memory = tuple(_memory(b[:, v]) for v in range(count))
-        per_year = torch.stack(
-            [
-                torch.stack([_honest(b[:, v], k, memory[v]) for v in range(count)])
-                for k in range(len(rows))
-            ]
-        )
+        rules = tuple(_chosen(b[:, v], time, weights) for v in range(count))
         honest = torch.zeros_like(error)
-        for r, o in zip(rows, per_year, strict=True):
-            honest[r] = o
-        offset = torch.stack([recent(b[:, v], memory[v]) for v in range(count)])
-        return cls(offset, memory, honest)
+        for k, r in enumerate(rows):
+            known = [_honest(b[:, v], time, k, rules[v], weights) for v in range(count)]
+            honest[r] = torch.stack(known)
+        offset = [rules[v].predict(b[:, v], time - 1, weights) for v in range(count)]
+        return cls(torch.stack(offset), rules, honest)
 
 
 def recent(b: Tensor, memory: float) -> Tensor:
@@ -77,16 +113,28 @@ def recent(b: Tensor, memory: float) -> Tensor:
     return torch.einsum("k,k...->...", weight / weight.sum(), b)
 
 
-def _memory(b: Tensor) -> float:
-    """The λ that has predicted best so far."""
-
-    def error(memory: float) -> float:
-        ahead = [b[k] - recent(b[:k], memory) for k in range(FEWEST, len(b))]
-        return torch.stack(ahead).square().mean().item()
-
-    return min(MEMORIES, key=error)
+def line(means: Tensor, time: Tensor) -> Tensor:
+    """What the least-squares line through means (K,) at times (K,) is at time 0."""
+    centre = time - time.mean()
+    slope = (centre * means).sum() / centre.square().sum()
+    return means.mean() - slope * time.mean()
 
 
-def _honest(b: Tensor, k: int, memory: float) -> Tensor:
+def _chosen(b: Tensor, time: Tensor, weights: Tensor) -> Rule:
+    """The rule that has predicted best so far; the plainest of equals."""
+
+    def error(rule: Rule) -> float:
+        ahead = [
+            b[k] - rule.predict(b[:k], time[:k] - time[k], weights) for k in range(FEWEST, len(b))
+        ]
+        return (torch.stack(ahead).square() * weights).sum().item()
+
+    rules = [Rule(memory, trend) for trend, memory in itertools.product((False, True), MEMORIES)]
+    return min(rules, key=error)
+
+
+def _honest(b: Tensor, time: Tensor, k: int, rule: Rule, weights: Tensor) -> Tensor:
     """The offset of year k from the years before it; of the first ones, from those after."""
-    return recent(b[:k], memory) if k >= FEWEST else recent(b[k + 1 :].flip(0), memory)
+    if k >= FEWEST:
+        return rule.predict(b[:k], time[:k] - time[k], weights)
+    return rule.predict(b[k + 1 :].flip(0), time[k + 1 :].flip(0) - time[k], weights)

@@ -36,11 +36,30 @@ def within(features: Tensor, centre: Tensor, spread: Tensor) -> Tensor:
     return ((features - centre) / spread).clamp(-LIMIT, LIMIT)
 
 
-def fit_weights(error: Tensor, features: Tensor, folds: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """B (V, K) of errors (T, V, H, W) with features (T, V, H, W, K); zero where not chosen."""
-    return torch.stack(
-        [_chosen(error[:, v], features[:, v], folds) for v in range(error.shape[1])]
-    )
+def fit_weights(
+    error: Tensor,
+    features: Tensor,
+    folds: list[tuple[Tensor, Tensor]],
+    chosen: Tensor | None = None,
+) -> Tensor:
+    """B (V, K) of errors (T, V, H, W) with features (T, V, H, W, K); zero where not chosen.
+
+    Args:
+        error: of the mean.
+        features: standardised.
+        folds: training and held-out times, by which the features are chosen.
+        chosen: bool (V, K), the features, if they are known.
+    """
+    found = []
+    for v in range(error.shape[1]):
+        e, f = error[:, v], features[:, v]
+        best = _chosen(e, f, folds) if chosen is None else chosen[v].nonzero()[:, 0].tolist()
+        step = _step(e)
+        e, f = (_thinned(values, step // 2) for values in (e, f))
+        weights = torch.zeros(features.shape[-1])
+        weights[best] = _maximum_likelihood(e, f[..., best])[0]
+        found.append(weights)
+    return torch.stack(found)
 
 
 def log_factor(features: Tensor, weights: Tensor) -> Tensor:
@@ -54,12 +73,11 @@ def in_words(names: Sequence[str], weights: Tensor) -> str:
     return ", ".join(f"{name} {b:+.2f}" for name, b in pairs if b) or "the same at all times"
 
 
-def _chosen(error: Tensor, features: Tensor, folds: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """B (K,) of the features whose likelihood in held-out blocks is best; zero elsewhere."""
+def _chosen(error: Tensor, features: Tensor, folds: list[tuple[Tensor, Tensor]]) -> list[int]:
+    """The features whose likelihood in held-out blocks is best."""
     count = features.shape[-1]
     subsets = [s for n in range(count + 1) for s in itertools.combinations(range(count), n)]
-    step = max(2, round(math.sqrt(error[0].numel()) / SIDE))
-    e, f = (_thinned(v, step) for v in (error, features))
+    e, f = (_thinned(v, _step(error)) for v in (error, features))
     held_out = torch.zeros(len(subsets), dtype=torch.float64)
     for train, rest in folds:
         for i, subset in enumerate(subsets):
@@ -67,11 +85,11 @@ def _chosen(error: Tensor, features: Tensor, folds: list[tuple[Tensor, Tensor]])
             log = log_scale + f[rest][..., subset] @ b
             score = log + 0.5 * (e[rest] * torch.exp(-log)).square()
             held_out[i] += score.double().mean() * len(rest)
-    best = subsets[int(held_out.argmin())]
-    weights = torch.zeros(count)
-    e, f = (_thinned(v, step // 2) for v in (error, features))
-    weights[list(best)] = _maximum_likelihood(e, f[..., best])[0]
-    return weights
+    return list(subsets[int(held_out.argmin())])
+
+
+def _step(error: Tensor) -> int:
+    return max(2, round(math.sqrt(error[0].numel()) / SIDE))
 
 
 def _thinned(fields: Tensor, step: int) -> Tensor:

@@ -31,6 +31,7 @@ from apps.climate_downscaling.patches import tile
 from apps.climate_downscaling.preprocessing import Transforms
 from apps.climate_downscaling.stations import Seen
 from apps.climate_downscaling.sun import SUNS, sun_columns, sunshine
+from apps.climate_downscaling.tensors import prefixed, without
 from core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 from core.model import GenerativeModel
@@ -203,6 +204,7 @@ class DownscalingModel:
         sampler: Mapping[str, Any] | None = None,
         conserve: bool = True,
         seen: Seen | None = None,
+        year: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Draw members.
 
@@ -214,6 +216,7 @@ class DownscalingModel:
             sampler: overrides the config's.
             conserve: make the block means equal the input exactly.
             seen: observations that members are to agree with, of a single time (B = 1).
+            year: from `year_of`; not with observations, which say more of the level.
 
         Returns:
             (M, B, V, H, W) in canonical units; NaN where there are no data.
@@ -230,6 +233,8 @@ class DownscalingModel:
 
             facts = (self.trained, seen, self.transforms, context, mean, self.inflated(scale))
             drawn = draw_given(*facts, members=members, **options)
+        if year is not None:
+            mean, scale = mean + year[0].to(mean), scale * year[1].to(scale)
         return self.finished(mean + scale * self.inflated(drawn), coarse, conserve)
 
     def conditions(
@@ -245,7 +250,7 @@ class DownscalingModel:
         """Fields z (..., B, V, H, W) of the model in canonical units; NaN where no data are."""
         fine = self.transforms.inverse(z)
         if conserve:
-            fine = self._conserve(fine, coarse)
+            fine = self.conserved(fine, coarse)
         return torch.where(self.valid.to(fine.device), fine, torch.nan)
 
     def sampler(self, over: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
@@ -257,7 +262,16 @@ class DownscalingModel:
         """Residuals, or their scale, times the model's factor."""
         return self.inflation.to(drawn)[:, None, None] * drawn
 
-    def _conserve(self, fine: Tensor, coarse: Tensor) -> Tensor:
+    def year_of(self, seed: int, members: range, key: int) -> tuple[Tensor, Tensor] | None:
+        """What M members share in a year: see `PrognosisModel`. Here block means fix the level."""
+        return None
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Tensors of the checkpoint beside those of every model."""
+        return {}
+
+    def conserved(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Fields (..., V, H, W) with the block means of coarse ones; no cell may be missing."""
         parts, wanted = self.transforms.split(fine), self.transforms.split(coarse)
         channels = [
             project(
@@ -289,8 +303,8 @@ class DownscalingModel:
         }
         tensors = {name: getattr(self, name) for name in OWN}
         for name in ("mean", "dispersion", "ood"):
-            tensors |= _prefixed(name, getattr(self, name).tensors())
-        tensors |= _prefixed("residual", self.trained.state_dict())
+            tensors |= prefixed(name, getattr(self, name).tensors())
+        tensors |= prefixed("residual", self.trained.state_dict()) | self.own_tensors()
         return save_checkpoint(
             folder, app=APP, config=config, tensors=tensors, card=card, data_fingerprint=data
         )
@@ -382,13 +396,3 @@ def clock_vector(field: Field, clock: Sequence[str], start: int, stop: int) -> T
     if not columns:
         return torch.zeros(stop - start, 0)
     return torch.from_numpy(np.stack(columns, 1).astype(np.float32))
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": value for name, value in tensors.items()}
-
-
-def without(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The tensors of one part, under its own names for them."""
-    start = prefix + "."
-    return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}

@@ -3,7 +3,8 @@ r"""Perfect prognosis: the coarse field is not a block mean of the fine one, but
     z = μ(c) + s(c) · r,    r ~ p(r | context),    y = T⁻¹(z)
 
 as in `model`, with c upper-air and surface predictors on a grid of their own, at neighbouring
-times too; μ is a ridge on all of them (`field_ridge`) at the level of recent years (`drift`).
+times too; μ is a ridge on all of them (`field_ridge`) at the level of the next year (`drift`), and
+members are off for a whole year in common (`year_effect`).
 Nothing is conserved: observations owe the reanalysis nothing.
 """
 
@@ -16,13 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apps.climate_downscaling.drift import Rule
 from apps.climate_downscaling.field import Variable
 from apps.climate_downscaling.field_dispersion import FieldDispersion
 from apps.climate_downscaling.field_ridge import FieldRidge
-from apps.climate_downscaling.model import OWN, DownscalingModel, without
+from apps.climate_downscaling.model import OWN, DownscalingModel
 from apps.climate_downscaling.predictors import base_name
 from apps.climate_downscaling.preprocessing import Transforms
 from apps.climate_downscaling.regrid import Bilinear
+from apps.climate_downscaling.tensors import prefixed, without
+from apps.climate_downscaling.year_effect import YearEffect
 
 
 @dataclass
@@ -31,13 +35,15 @@ class PrognosisModel(DownscalingModel):
 
     Attributes:
         predictor_variables: the P channels of a coarse field, lags included.
-        memory: (V,) λ of `drift`, for the record.
+        rules: (V,) of `drift`, for the record.
+        years: what the errors of a year have in common; None of models of before.
     """
 
     mean: FieldRidge  # type: ignore[assignment]
     dispersion: FieldDispersion  # type: ignore[assignment]
     predictor_variables: tuple[Variable, ...] = ()
-    memory: tuple[float, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    years: YearEffect | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,8 +74,24 @@ class PrognosisModel(DownscalingModel):
         """Channels of the context that depend on the time."""
         return len(self.predictor_variables) + len(self.names)
 
-    def _conserve(self, fine: Tensor, coarse: Tensor) -> Tensor:
+    def conserved(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """The same: observations owe the predictors nothing."""
         return fine
+
+    def year_of(self, seed: int, members: range, key: int) -> tuple[Tensor, Tensor] | None:
+        """What members share in the year of a time; see `YearEffect`.
+
+        Args:
+            seed: of the noise.
+            members: which.
+            key: seconds since 1970.
+
+        Returns:
+            (M, 1, V, H, W) to be added to μ, and a factor (V, H, W) on s; None of old models.
+        """
+        if self.years is None:
+            return None
+        return self.years.draw(seed, members, key), self.years.daily
 
     def describe(self) -> list[str]:
         """The regression in words, a line each."""
@@ -79,23 +101,33 @@ class PrognosisModel(DownscalingModel):
             f"mean: {self.mean.describe()}",
         ]
         for v, name in enumerate(self.names):
-            drift = self.mean.offset[v, self.valid].mean().item()
-            level = "" if self.memory[v] == 1 else f"{drift:+.3f} for recent years; "
+            level = self.rules[v].describe(self.mean.offset[v, self.valid].mean().item())
             lines.append(f"error of the mean, {name}: {level}{self.dispersion.describe(v)}")
+        if self.years is not None and len(self.years.maps):
+            pairs = zip(self.names, self.years.spread(self.valid), strict=True)
+            lines.append("years differ by: " + ", ".join(f"{n} {s:.3f}" for n, s in pairs))
         return lines
 
     def facts(self) -> dict[str, Any]:
         """What the checkpoint stores of this kind of model, beside tensors."""
         predictors = [vars(variable) for variable in self.predictor_variables]
-        return {"kind": "prognosis", "predictors": predictors, "memory": list(self.memory)}
+        rules = [vars(rule) for rule in self.rules]
+        return {"kind": "prognosis", "predictors": predictors, "drift": rules}
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Tensors of the checkpoint beside those of every model."""
+        return {} if self.years is None else prefixed("years", self.years.tensors())
 
     @classmethod
     def parts(cls, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Arguments from tensors, and from what `facts` stored."""
+        years = without("years", tensors)
+        rules = stored["drift"] if "drift" in stored else [{"memory": m} for m in stored["memory"]]
         return {
             **{name: tensors[name] for name in OWN},
             "mean": FieldRidge(**without("mean", tensors)),
             "dispersion": FieldDispersion(**without("dispersion", tensors)),
             "predictor_variables": tuple(Variable(**facts) for facts in stored["predictors"]),
-            "memory": tuple(stored["memory"]),
+            "rules": tuple(Rule(**rule) for rule in rules),
+            "years": YearEffect(**years) if years else None,
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from apps.climate_downscaling.training_data import (
     static_fields,
     with_statics,
 )
+from apps.climate_downscaling.year_effect import YearEffect
 from core.errors import AleatorError
 from core.random import keyed_generator
 
@@ -82,7 +85,8 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
         valid, fine = _complete(fine, prepared.fine.source)
     z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
     fitted = cross_fit_fields(x, z, valid, config.predictors.strengths, **folds)
-    drift = Drift.fit(z - fitted.mean, prepared.fine.time_keys()[part])
+    keys = prepared.fine.time_keys()[part]
+    drift = Drift.fit(z - fitted.mean, keys, valid)
     mean = fitted.mean + drift.honest
     dispersion = FieldDispersion.fit(z - mean, mean, fitted.leverage, valid, **folds)
     extra = config.residual.channels
@@ -103,11 +107,38 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
         time_step=0,
         ood=OutOfDistribution.fit((x - fitted.ridge.centres) / fitted.ridge.scale),
         predictor_variables=variables,
-        memory=drift.memory,
+        rules=drift.rules,
+        years=YearEffect.fit(z - mean, keys, valid),
     )
     scale = dispersion(mean, fitted.leverage)
     hours = clock_vector(prepared.fine, clock, part.start, part.stop)
     return View(model, fine, coarse, mean, scale, hours)
+
+
+def levelled(model: PrognosisModel, prepared: Prepared, part: slice) -> PrognosisModel:
+    """The same spread and network, with regression, drift and year effect fitted again.
+
+    For winters that have come since, and for models that were made before drift and year effect
+    were what they are.
+
+    Args:
+        model: trained.
+        prepared: the data; those of the model, or longer.
+        part: time steps to fit on.
+
+    Raises:
+        AleatorError: the data do not fit the model.
+    """
+    fresh = fit_prognosis(prepared, model.config, part).model
+    assert isinstance(fresh, PrognosisModel)
+    if not torch.equal(fresh.valid, model.valid):
+        raise AleatorError(
+            f"{prepared.fine.source}: other cells have data at all times than when the model was "
+            "trained; train it again"
+        )
+    return dataclasses.replace(
+        model, mean=fresh.mean, rules=fresh.rules, years=fresh.years, fingerprint=""
+    )
 
 
 def _complete(fine: Tensor, source: str) -> tuple[Tensor, Tensor]:

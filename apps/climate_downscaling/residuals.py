@@ -84,7 +84,11 @@ class View:
 
 
 def fit_view(
-    prepared: Prepared, config: Config, part: slice, scratch: Scratch | None = None
+    prepared: Prepared,
+    config: Config,
+    part: slice,
+    scratch: Scratch | None = None,
+    like: Dispersion | None = None,
 ) -> View:
     """Fit everything but the residual's model: mask, transforms, regression, dispersion, OOD.
 
@@ -93,6 +97,7 @@ def fit_view(
         config: settled options.
         part: time steps to fit on.
         scratch: where fields go; in memory if None.
+        like: a dispersion whose features are taken.
 
     Raises:
         AleatorError: gaps that come and go, or too few times.
@@ -119,7 +124,7 @@ def fit_view(
     error = (z[some] - mean[some]) * valid
     gap = math.ceil(config.mean.gap * len(error) / len(fine))  # of the times looked at
     known = (x[some], standard[some], mean[some], fitted.leverage[some])
-    dispersion = Dispersion.fit(error, *known, blocks=config.mean.blocks, gap=gap)
+    dispersion = Dispersion.fit(error, *known, blocks=config.mean.blocks, gap=gap, like=like)
     increment = mean[some] - upsample(x[some], config.factor, "nearest")
     increment = increment.std((0, 2, 3)).clamp_min(1e-6)
     extra = config.residual.channels
@@ -218,8 +223,9 @@ def shifted_views(
     )
     config = dataclasses.replace(own.model.config, mean=fixed)
     places = torch.linspace(1, factor**2 - 1, count).round().long().tolist()
+    like = own.model.dispersion
     return [
-        fit_view(shifted(prepared, p // factor, p % factor, factor), config, part, scratch)
+        fit_view(shifted(prepared, p // factor, p % factor, factor), config, part, scratch, like)
         for p in places
     ]
 

@@ -70,8 +70,6 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise AleatorError(f"--{name} {value}: at least one is needed")
-        if self.observations is not None and self.time_means is not None:
-            raise AleatorError("give either --observations or --time-means, not both")
         if self.regrid is not None and self.regrid not in METHODS:
             raise AleatorError(f"--regrid {self.regrid}: known are {', '.join(METHODS)}")
         exporter(self.output)

@@ -5,7 +5,8 @@ r"""Known means over time as a condition that was not trained for: all days of a
 in some cells or all, y_t the finished field of day t, coarse means kept. Monthly climatologies and
 gridded analyses are such means. Days are independent given their coarse fields, but not given the
 mean: a period is drawn at once, by moment matching on the product of its days (Rozet et al. 2024,
-arXiv:2405.13712), whatever chunk of it is asked for.
+arXiv:2405.13712), whatever chunk of it is asked for. Observations of its days (`stations`) are
+conditions of the same draw.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from apps.climate_downscaling.constraints import Points
 from apps.climate_downscaling.data import open_field, open_source
 from apps.climate_downscaling.field import Field, Variable, time_keys
 from apps.climate_downscaling.grid import Grid, match
@@ -250,6 +252,24 @@ class PeriodMean(Operator):
         return fine.flatten(2)[..., self.place].mean(1) / self.errors
 
 
+@dataclass(frozen=True, eq=False)
+class Both(Operator):
+    """Means over a period, and observations of some of its days.
+
+    Attributes:
+        means: of the period.
+        days: day of the period -> what was observed on it, of residuals (N, V, H, W).
+    """
+
+    means: PeriodMean
+    days: Mapping[int, Points]
+    linear: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, K) of residuals (N, T, V, H, W): the means, then the observations day by day."""
+        return torch.cat([self.means(x), *(seen(x[:, t]) for t, seen in self.days.items())], 1)
+
+
 class _Days:
     """A model of a day as one of T days, each in its own context."""
 
@@ -301,6 +321,7 @@ def draw_period(
     *,
     sampler: Mapping[str, Any] | None = None,
     conserve: bool = True,
+    stations: Mapping[int, Seen] | None = None,
 ) -> Tensor:
     """One member of all days of a period, given means over it.
 
@@ -312,6 +333,7 @@ def draw_period(
         streams: T of them.
         sampler: overrides the config's.
         conserve: make the block means equal the input exactly.
+        stations: day of the period -> what was observed on it, if anything was.
 
     Returns:
         (T, V, H, W) in canonical units; NaN where there are no data.
@@ -330,8 +352,14 @@ def draw_period(
     values, errors = (torch.from_numpy(v).to(mean) for v in (seen.values, seen.errors))
     place = torch.from_numpy(seen.cells).to(device)
     days = (coarse, mean, model.inflated(scale), place, errors, conserve)
-    operator = PeriodMean(model, *days)
-    guidance = MomentMatching((values / errors)[None], operator, 1.0)
+    means = PeriodMean(model, *days)
+    points = {
+        t: Points.of(day, model.transforms, mean[t], model.inflated(scale)[t])
+        for t, day in (stations or {}).items()
+    }
+    operator = Both(means, {t: point for t, (point, _) in points.items()}) if points else means
+    known = torch.cat([values / errors, *(observed for _, observed in points.values())])
+    guidance = MomentMatching(known[None], operator, 1.0)
     noise = residual.prior_std * randn(mean.shape, streams, device=device, dtype=mean.dtype)
     chosen = make_sampler(model.sampler(sampler))
     drawn = chosen(guidance.bind(_Days(residual, context), None), noise[None], path=residual.path)

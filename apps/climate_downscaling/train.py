@@ -7,6 +7,7 @@ training period; residuals come from regressions that have not seen the times th
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -17,11 +18,12 @@ from typing import Any, Literal
 
 import torch
 
-from apps.climate_downscaling.config import Config
+from apps.climate_downscaling.config import Config, parse_config
 from apps.climate_downscaling.downscale import ensemble
 from apps.climate_downscaling.families import ANY_SIZE
 from apps.climate_downscaling.field import show_time
 from apps.climate_downscaling.model import DownscalingModel
+from apps.climate_downscaling.ordering import Order
 from apps.climate_downscaling.patches import checked_crop, tile
 from apps.climate_downscaling.prepare import open_prepared
 from apps.climate_downscaling.prognosis_fit import fit_prognosis
@@ -41,6 +43,8 @@ from core.model import GenerativeModel
 from core.registry import build
 from core.report import command_line, hardware
 from core.training import Fitted, fit
+from core.training.fit import STATE
+from core.training.state import begun_with, refuse_other
 
 Say = Callable[[object], None]
 LONG_ENOUGH = 1000
@@ -86,8 +90,10 @@ def train(
     say(f"split: {prepared.describe_split()}")
     started = time.monotonic()
     part = prepared.train
-    config = settle(config, part.stop - part.start, prepared.fine.grid.shape)
+    grid = prepared.fine.grid
+    config = settle(config, part.stop - part.start, grid.shape, stations=bool(grid.stations))
     work = output / "training"
+    job = _job(work, prepared, config, resume)
     scratch = _scratch(work, prepared, config, part, say)
     if config.predictors.files:
         own = fit_prognosis(prepared, config, part)
@@ -113,7 +119,7 @@ def train(
         score=score,
         resume=resume,
         device=device,
-        job={"data": prepared.fingerprint(), "config": config.to_dict()},
+        job=job,
     )
     model.residual = on_domain(model, fitted.model)
     if fitted.rank:
@@ -130,6 +136,28 @@ def train(
     shutil.rmtree(work)
     say(f"{output}: model {saved.fingerprint}, best at step {fitted.best_step}")
     return dataclasses.replace(model, fingerprint=saved.fingerprint, card=card)
+
+
+def _job(work: Path, prepared: Prepared, config: Config, resume: bool) -> dict[str, Any]:
+    """What a run that is resumed must have in common with the one that was begun.
+
+    Options that have come since with a default that changes nothing do not count.
+
+    Raises:
+        AleatorError: it is another one; said before an hour of fits.
+    """
+    job = {"data": prepared.fingerprint(), "config": config.to_dict()}
+    begun = begun_with(work / STATE) if resume else {}
+    if "config" in begun:
+        before = dict(begun["config"])
+        no_order = Order.of(config.variables) is None
+        before.setdefault("ordered", config.ordered if no_order else False)
+        if parse_config(before) == config:
+            job["config"] = begun["config"]
+        refuse_other(
+            work / STATE, {name: begun[name] for name in job}, json.loads(json.dumps(job))
+        )
+    return job
 
 
 def _scratch(work: Path, prepared: Prepared, config: Config, part: slice, say: Say) -> Scratch:
@@ -161,7 +189,9 @@ def on_domain(model: DownscalingModel, trained: GenerativeModel) -> GenerativeMo
     return whole.eval()
 
 
-def settle(config: Config, steps: int, shape: tuple[int, int]) -> Config:
+def settle(
+    config: Config, steps: int, shape: tuple[int, int], *, stations: bool = False
+) -> Config:
     """With "auto" and None replaced by what they mean for this many training fields (H, W).
 
     Raises:
@@ -170,6 +200,8 @@ def settle(config: Config, steps: int, shape: tuple[int, int]) -> Config:
     residual = config.residual
     crop = checked_crop(residual.crop, shape)
     residual = dataclasses.replace(residual, crop=crop)
+    if residual.family == "auto":
+        residual = dataclasses.replace(residual, family="nsf" if stations else "diffusion")
     if residual.context == "auto":
         chosen: Literal["coarse", "static"] = "coarse" if steps >= LONG_ENOUGH else "static"
         residual = dataclasses.replace(residual, context=chosen)

@@ -70,6 +70,31 @@ def save_state(
     write_bytes(path, save(tensors, metadata=notes))
 
 
+def begun_with(path: Path) -> dict[str, Any]:
+    """The job of the run whose state is there; empty if there is none that can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["job"])
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError):
+        return {}
+
+
+def refuse_other(path: Path, begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to resume a run that was begun as another one.
+
+    Raises:
+        CheckpointError: naming the first setting that differs.
+    """
+    for key in {**begun, **wanted}:
+        if begun.get(key) != wanted.get(key):
+            raise CheckpointError(
+                f"{path}: this run was begun with {key}={begun.get(key)!r}, not "
+                f"{wanted.get(key)!r}; resume with the same settings, or train in another folder"
+            )
+
+
 def load_state(
     path: Path, optimizer: torch.optim.Optimizer, job: Mapping[str, Any]
 ) -> tuple[Progress, dict[str, Tensors]]:
@@ -92,13 +117,7 @@ def load_state(
         raise CheckpointError(
             f"{path}: damaged ({error}); remove it to train from the start"
         ) from None
-    wanted = json.loads(json.dumps(job))
-    for key in {**begun, **wanted}:
-        if begun.get(key) != wanted.get(key):
-            raise CheckpointError(
-                f"{path}: this run was begun with {key}={begun.get(key)!r}, not "
-                f"{wanted.get(key)!r}; resume with the same settings, or train in another folder"
-            )
+    refuse_other(path, begun, json.loads(json.dumps(job)))
     parts: dict[str, Tensors] = {}
     moments: dict[int, Tensors] = {}
     for name, value in tensors.items():

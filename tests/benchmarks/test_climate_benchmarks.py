@@ -12,13 +12,17 @@ import xarray as xr
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from adapt import distances
+from climate_joint import measures
 from climate_peers import UNetRegression, XsdbaMapping
 from climate_scale import fields, memory, write
+from climate_spectra import _scores
 from climate_steps import joined, table
-from piecewise import added
+from partial import renewed, rows_by
+from prognosis_winters import winters
 from warming import OnAnomalies
 
 from apps.climate_downscaling.baselines import Ridge
+from apps.climate_downscaling.conserve import upsample_nearest
 from core.report import Table, write_results
 from core.training import FitConfig
 
@@ -100,7 +104,7 @@ def test_a_table_of_samplers_is_made_row_by_row(tmp_path):
     other = Table([{"a": 1}], {"a": "a"}, title="other")
     write_results(path, [first, other], made_by={"command": "first"})
     new = table([row("angle", 4, 2.1), row("2m", 4, 2.5)], "tas")
-    tables, made_by = added(path, [new], joined)
+    tables, made_by = renewed(path, [new], joined)
     assert [found.title for found in tables] == ["tas", "other"]
     assert [(r["sampler"], r["evaluations"]) for r in tables[0].rows] == [
         ("2m", 32),
@@ -109,5 +113,69 @@ def test_a_table_of_samplers_is_made_row_by_row(tmp_path):
     ]
     assert [r["change"] for r in tables[0].rows] == pytest.approx([0, 25, 5])
     assert made_by["command"].startswith("first\n")
-    assert added(tmp_path / "none.json", [new])[0] == [new]
-    assert added(path, [new])[0][0] == new
+    assert renewed(path, [new])[0][0] == new
+
+
+def test_measures_of_two_variables_know_jointly_drawn_from_apart():
+    g = torch.Generator().manual_seed(0)
+    block = upsample_nearest(torch.randn(400, 1, 2, 2, generator=g), 4)
+    detail = torch.randn(2, 400, 1, 8, 8, generator=g)
+
+    def both(a, b):
+        return torch.cat([block + a, (2 * (block + b)).clamp_min(0)], 1)
+
+    truth, joint = both(detail[0], detail[0]), both(detail[1], detail[1])
+    apart = both(detail[1], detail[0])
+    kept, lost = (measures(m[None], truth, 4) for m in (joint, apart))
+    assert kept["gap"] < 0.05 < lost["gap"]
+    assert kept["within_gap"] < 0.08
+    assert lost["within"] < 0.2 < 0.7 < kept["within"]
+    own = measures(truth[None], truth, 4)
+    assert own["gap"] == own["within_gap"] == own["wet"] == own["q99"] == 0
+    wetter = truth.clone()
+    wetter[:, 1] *= 1.1
+    found = measures(wetter[None], truth, 4)
+    assert found["q99"] == pytest.approx(0.1, abs=1e-5)
+    assert found["wet"] > 0
+
+
+def test_rows_are_added_and_replaced_and_the_commands_are_kept(tmp_path):
+    columns = {"method": "", "crps": "CRPS"}
+    old = Table([{"method": "a", "crps": 1.0}, {"method": "b", "crps": 2.0}], columns, title="T")
+    path = tmp_path / "r.json"
+    made = {"command": "python old", "date": "then", "versions": {"x": "1"}, "hardware": "h"}
+    write_results(path, [old], made_by=made)
+    rows = [{"method": "b", "crps": 3.0, "more": 4.0}, {"method": "c", "crps": 5.0}]
+    fresh = Table(rows, {**columns, "more": "M"}, title="T")
+    (table, other), by = renewed(path, [fresh, Table([], columns, title="U")], rows_by("method"))
+    assert [(row["method"], row["crps"]) for row in table.rows] == [("a", 1), ("b", 3), ("c", 5)]
+    assert list(table.columns) == ["method", "crps", "more"]
+    assert other.title == "U"
+    first, second = by["command"].splitlines()
+    assert first == "python old"
+    assert second != first
+    assert by["date"].startswith("then, in part 2")
+    (whole,), _ = renewed(path, [fresh])
+    assert len(whole.rows) == 2
+    assert renewed(tmp_path / "none.json", [fresh])[0] == [fresh]
+
+
+def test_winters_are_named_after_the_year_in_which_they_end():
+    days = np.array(["1998-12-01", "1999-02-28", "1999-12-01", "2000-02-29"], "datetime64[s]")
+    assert winters(days.astype(np.int64)).tolist() == [1999, 1999, 2000, 2000]
+
+
+def test_bands_of_the_spectrum_know_where_members_lack_power():
+    g = torch.Generator().manual_seed(0)
+    truth = torch.randn(50, 28, 28, generator=g)
+    half = _scores((truth / 2).expand(3, -1, -1, -1), truth)
+    for key in ("m1-3", "m4-8", "m9-13"):
+        assert half[key] == pytest.approx(-20 * np.log10(2), abs=1e-6)
+    assert half["lsd"] == pytest.approx(20 * np.log10(2), abs=1e-6)
+    assert half["ratio"] == 0
+    wave = torch.sin(2 * torch.pi * 6 * torch.arange(28) / 28)
+    more = _scores((truth + wave).expand(3, -1, -1, -1), truth)
+    assert more["m4-8"] > 1
+    assert abs(more["m9-13"]) < 0.2
+    apart = truth + torch.randn(2, 50, 28, 28, generator=g)
+    assert _scores(apart, truth)["ratio"] == pytest.approx(np.sqrt(1.5 / 0.5), abs=0.02)

@@ -9,7 +9,8 @@ from apps.climate_downscaling.config import read_config
 from apps.climate_downscaling.downscale import Downscaler, ensemble
 from apps.climate_downscaling.mean import LocalRidge, level_of, upsample
 from apps.climate_downscaling.prepare import open_prepared
-from apps.climate_downscaling.residuals import fit_view
+from apps.climate_downscaling.preprocessing import Transforms
+from apps.climate_downscaling.residuals import _level, fit_view
 from apps.climate_downscaling.train import settle, train
 from core.errors import AleatorError
 
@@ -107,6 +108,33 @@ def test_the_ensemble_of_a_masked_domain_has_gaps_where_the_data_have(
     prepared = open_prepared(str(tmp_path / "fine.nc"), config)
     drawn = ensemble(model, prepared.coarse, 90, 92, members=2)
     np.testing.assert_array_equal(np.isnan(drawn[0, 0, 0]), sea.values)
+
+
+def test_the_level_is_that_of_the_anchor_and_differences_have_none():
+    valid = torch.ones(4, 6, dtype=torch.bool)
+    valid[:2, :2] = False  # a block without data
+    names = ("tasmax", "pr", "tas", "tasmin")
+    ordered, free = (_level(valid, 2, Transforms.of(names, ordered=o)) for o in (True, False))
+    cells = torch.full((2, 3), 1 / 5)
+    cells[0, 0] = 0
+    torch.testing.assert_close(ordered[2], cells)
+    assert not ordered[[0, 1, 3]].any()
+    torch.testing.assert_close(free[[0, 2, 3]], cells.expand(3, 2, 3))
+    assert not free[1].any()
+
+
+def test_warmth_moves_the_anchor_and_leaves_the_differences(small_climate, settings, tmp_path):
+    climate = small_climate()
+    wide = np.random.default_rng(0).uniform(1, 4, climate["tas"].shape)
+    climate["tasmax"] = (climate["tas"] + wide).assign_attrs(climate["tas"].attrs)
+    climate.to_netcdf(tmp_path / "fine.nc")
+    config = settings("tas,tasmax", mean__anomalies=True)
+    prepared = open_prepared(str(tmp_path / "fine.nc"), config)
+    view = fit_view(prepared, settle(config, 80, prepared.fine.grid.shape), slice(0, 80))
+    model, coarse = view.model, view.coarse[:5]
+    means = [model.mean.predict(model.predictors(c)) for c in (coarse, coarse + 6)]
+    moved = model.transforms.inverse(means[1]) - model.transforms.inverse(means[0])
+    torch.testing.assert_close(moved, torch.full_like(moved, 6.0), atol=5e-3, rtol=0)
 
 
 def test_amounts_and_predictors_have_no_level(small_climate, settings, tmp_path):

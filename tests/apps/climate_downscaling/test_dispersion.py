@@ -1,5 +1,7 @@
 """The dispersion model finds what made the errors, and nothing where nothing did."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,26 @@ def test_constant_errors_need_no_feature():
     found = Dispersion.fit(error, coarse, standard, mean, leverage, blocks=4, gap=5)
     assert found.weights.abs().max() < 0.03
     torch.testing.assert_close(found.scale, usual, rtol=0.15, atol=0)
+
+
+def test_the_features_of_another_one_are_taken_and_their_weights_fitted():
+    error, *known, _ = sample(0.5)
+    chosen = Dispersion.fit(error, *known, blocks=4, gap=5)
+    again = Dispersion.fit(error, *known, blocks=4, gap=5, like=chosen)
+    torch.testing.assert_close(again.weights, chosen.weights, rtol=0, atol=0)
+    other, *seen, _ = sample(0.3, seed=1)
+    one = torch.zeros_like(chosen.weights)
+    one[0, FEATURES.index("anomaly")] = 9.0
+    found = Dispersion.fit(
+        other, *seen, blocks=4, gap=5, like=dataclasses.replace(chosen, weights=one)
+    )
+    assert ((found.weights != 0) == (one != 0)).all()
+    slope = (found.weights / found.spread)[0, FEATURES.index("anomaly")].item()
+    assert slope == pytest.approx(0.3, abs=0.03)
+    none = Dispersion.fit(
+        other, *seen, blocks=4, gap=5, like=dataclasses.replace(chosen, weights=0 * one)
+    )
+    assert not none.weights.any()
 
 
 @pytest.mark.exact

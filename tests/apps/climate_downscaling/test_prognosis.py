@@ -11,11 +11,15 @@ from apps.climate_downscaling.config import read_config
 from apps.climate_downscaling.data import open_field
 from apps.climate_downscaling.describe import describe
 from apps.climate_downscaling.downscale import Downscaler, ensemble, open_input
+from apps.climate_downscaling.drift import Rule
 from apps.climate_downscaling.model import DownscalingModel
 from apps.climate_downscaling.prepare import open_prepared, prepare, stored_settings
 from apps.climate_downscaling.prognosis import PrognosisModel
+from apps.climate_downscaling.prognosis_fit import levelled
 from apps.climate_downscaling.run import Request, run
 from apps.climate_downscaling.train import train
+from apps.climate_downscaling.year_effect import YearEffect
+from core.checkpoint import load_checkpoint
 from core.errors import AleatorError
 
 STEPS = 240
@@ -144,6 +148,68 @@ def test_a_model_survives_its_checkpoint(downscaler, world, tmp_path):
         ensemble(m, field, 0, 2, members=2) for m in (model, DownscalingModel.load(tmp_path / "m"))
     )
     np.testing.assert_array_equal(one, two)
+
+
+def with_years(model, spread=2.0):
+    """The model with an effect that is the same in all cells of tas, and none of pr."""
+    shape = (len(model.names), *model.fine_grid.shape)
+    maps = torch.zeros(1, *shape)
+    maps[0, 0] = spread
+    daily = torch.full(shape, 0.5)
+    effect = YearEffect(maps, daily, torch.tensor([0.0], dtype=torch.float64))
+    return dataclasses.replace(model, years=effect, rules=(Rule(0.5, trend=True), Rule()))
+
+
+def test_members_share_the_error_of_a_year(downscaler, world):
+    field, valid = downscaler.field(inputs(world)), downscaler.model.valid.numpy()
+    plain = dataclasses.replace(downscaler.model, years=None)
+    days = range(10, 13)
+    moved, usual = (
+        ensemble(m, field, days.start, days.stop, members=4, conserve=False)[..., valid]
+        for m in (with_years(plain), plain)
+    )
+    mean = plain.mean.predict(plain.predictors(torch.from_numpy(field.read(10, 13)))).numpy()
+    tas, rest = mean[:, 0][..., valid], (usual[:, :, 0] - mean[:, 0][..., valid])
+    left = moved[:, :, 0] - tas - 0.5 * rest  # half of what the days vary by, and one level each
+    np.testing.assert_allclose(
+        left, left[:, :1, :1].repeat(3, 1).repeat(left.shape[2], 2), atol=2e-4
+    )
+    level = left[:, 0, 0]
+    assert level.std() > 0.5
+    alone = ensemble(with_years(plain), field, 12, 13, members=2)[..., valid]
+    np.testing.assert_allclose(alone, moved[:2, 2:], rtol=1e-6, atol=1e-6)
+    assert (moved[:, :, 1] >= 0).all()
+
+
+def test_a_year_effect_survives_a_checkpoint_and_old_models_have_none(downscaler, world, tmp_path):
+    model = with_years(downscaler.model)
+    model.save(tmp_path / "m", model.card, "")
+    again = DownscalingModel.load(tmp_path / "m")
+    assert again.rules == model.rules
+    torch.testing.assert_close(again.years.maps, model.years.maps, rtol=0, atol=0)
+    assert "years differ by: tas 2.000, pr 0.000" in describe(str(tmp_path / "m"))
+    assert "for the trend of the years" in describe(str(tmp_path / "m"))
+    stored = load_checkpoint(tmp_path / "m", app="climate_downscaling")
+    old = {**stored.config, "memory": [0.5, 1.0]}
+    del old["drift"]
+    tensors = {n: v for n, v in stored.tensors.items() if not n.startswith("years.")}
+    parts = PrognosisModel.parts(old, tensors)
+    assert parts["rules"] == (Rule(0.5), Rule())
+    assert parts["years"] is None
+
+
+def test_the_level_is_fitted_again_and_the_network_kept(downscaler, world):
+    model = downscaler.model
+    prepared = open_prepared(str(world / "fine.nc"), model.config)
+    elsewhere = torch.full_like(model.mean.offset, 5.0)
+    moved = dataclasses.replace(model, mean=model.mean.at(elsewhere), years=None)
+    fresh = levelled(moved, prepared, prepared.train)
+    torch.testing.assert_close(fresh.mean.offset, model.mean.offset)
+    assert fresh.years is not None
+    assert fresh.residual is model.residual
+    other = dataclasses.replace(model, valid=torch.ones_like(model.valid))
+    with pytest.raises(AleatorError, match="other cells have data at all times"):
+        levelled(other, prepared, prepared.train)
 
 
 def test_the_command_writes_draws_and_scores(world, tmp_path, capsys):

@@ -6,6 +6,7 @@ import torch
 import xarray as xr
 
 from apps.climate_downscaling.downscale import Downscaler, ensemble
+from apps.climate_downscaling.preprocessing import Transforms
 from apps.climate_downscaling.stations import Seen
 from apps.climate_downscaling.time_means import (
     Period,
@@ -68,6 +69,32 @@ def test_days_of_a_gaussian_prior_are_drawn_from_their_joint_posterior():
     for t in range(DAYS):  # every day takes its share of the news
         assert y[t].mean().item() == pytest.approx(280 + t + shift, abs=0.2)
     assert y.var(1).mean().item() == pytest.approx(s**2 * (1 - gain / DAYS), rel=0.05)
+
+
+@pytest.mark.exact
+def test_a_mean_and_an_observation_of_a_day_are_conditions_of_one_draw():
+    """Six normal days of a cell, their mean known, and the third: a linear Gaussian posterior."""
+    prior = Diffusion(Zero(), (1, SIDE, SIDE), path={"name": "edm"})
+    mean = torch.full((DAYS, 1, SIDE, SIDE), 280.0)
+    s, e, known, sigma, observed = 2.0, 0.5, 281.0, 1.0, 283.0
+    model = White(prior, mean, torch.full_like(mean, s))
+    model.transforms = Transforms.of(("tas",))
+    cells = np.arange(SIDE**2)
+    seen = Seen(cells, np.full(len(cells), known), np.full(len(cells), e))
+    there = {2: Seen(cells, np.full(len(cells), observed), np.full(len(cells), sigma))}
+    noise = [keyed_generator(3, t) for t in range(DAYS)]
+    drawn = draw_period(
+        *(model, torch.empty(0), torch.empty(0), seen, noise), conserve=False, stations=there
+    )
+    rows = np.stack([np.full(DAYS, 1 / DAYS), np.eye(DAYS)[2]])
+    precision = np.eye(DAYS) / s**2 + rows.T @ np.diag([1 / e**2, 1 / sigma**2]) @ rows
+    covariance = np.linalg.inv(precision)
+    news = (np.array([known, observed]) - 280) / [e**2, sigma**2]
+    expected = 280 + covariance @ (rows.T @ news)
+    y = drawn[:, 0].flatten(1).double().numpy()
+    np.testing.assert_allclose(y.mean(1), expected, atol=0.2)
+    np.testing.assert_allclose(np.cov(y), covariance, atol=0.4)  # 3.3 standard errors
+    assert np.cov(y)[2, 2] == pytest.approx(covariance[2, 2], rel=0.1)
 
 
 def test_amounts_are_averaged_as_amounts():
@@ -237,9 +264,20 @@ def test_the_command_takes_them(small_model, climate_files, opened, tmp_path, ca
     with xr.open_dataset(out) as found:
         mean = found["tas"][:, :12, 3, 4].mean("time").values
     np.testing.assert_allclose(mean, value, atol=0.08)
-    code = climate(
-        ["downscale", *common, "-o", str(tmp_path / "b.nc"), "--observations", "x.csv"],
-        standalone_mode=False,
-    )
-    assert code == 2
-    assert "not both" in capfd.readouterr().err
+    # a station beside them, in another cell on one of the days
+    when = np.datetime_as_string(field.times[5], unit="s")
+    lat, lon = (float(axis[1, 9]) for axis in downscaler.model.fine_grid.geographic())
+    observed = float(free[0, 5, 0, 1, 9]) + 0.4
+    table = tmp_path / "stations.csv"
+    table.write_text(f"time,lat,lon,tas [K]\n{when},{lat},{lon},{observed}\n")
+    both = ["--observations", str(table), "--observation-error", "tas=0.05", "--no-conserve"]
+    both += ["-o", str(tmp_path / "b.nc"), "--time-mean-error", "tas=0.02"]
+    climate(["downscale", *common, *both], standalone_mode=False)
+    shown = capfd.readouterr().err
+    assert "1 observations" in shown
+    assert "1 values" in shown
+    with xr.open_dataset(tmp_path / "b.nc") as found:
+        mean = found["tas"][:, :12, 3, 4].mean("time").values
+        there = found["tas"][:, 5, 1, 9].values
+    np.testing.assert_allclose(mean, value, atol=0.08)
+    np.testing.assert_allclose(there, observed, atol=0.2)
