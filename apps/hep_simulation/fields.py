@@ -72,7 +72,10 @@ class ProfileAndField(GenerativeModel):
         profile = -self.profile.log_prob(energies, condition) / 100
         z = self.shares.forward(x, rand(x.shape, generator))
         inner = self.field.loss(z, self._inner(energies, condition), generator=generator)
-        return Loss(profile + inner.value, {"profile": profile.detach(), **inner.terms})
+        # a VAE's is in nats of all voxels, the others' is per voxel: alike, neither part drowns
+        # the other when gradients are clipped
+        value = inner.value / (z[0].numel() if self.family == "vae" else 1)
+        return Loss(profile + value, {"profile": profile.detach(), **inner.terms})
 
     def _inner(self, energies: Tensor, condition: Tensor) -> dict[str, Tensor]:
         """What the field is told: the condition, and the energy of each layer."""
@@ -108,7 +111,7 @@ class ProfileAndField(GenerativeModel):
 
     def _sampler(self, steps: int, asked: bool) -> dict[str, Any] | None:
         if self.family == "flow_matching":
-            return {"name": "heun", "steps": steps}
+            return {"name": "euler" if steps % 2 else "heun", "steps": steps}
         if self.family == "diffusion":
             return {"steps": steps}
         if asked:
