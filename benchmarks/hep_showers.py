@@ -37,8 +37,6 @@ from core.report import Table, report, write_results, write_text
 RESULTS = Path(__file__).parent / "results"
 COUNT = 2400
 SEEDS = (0, 1, 2)
-MANY = 9600
-"""Showers of ours for response, certificate and detection."""
 
 Draw = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 """Showers for energies, particles and a seed."""
@@ -51,6 +49,9 @@ def main() -> None:
     parser.add_argument("--families", type=Path, default=None)
     parser.add_argument("--shifted", type=Path, nargs="*", default=[])
     parser.add_argument("--more-test", type=Path, nargs="*", default=[])
+    parser.add_argument(
+        "--many", type=int, default=9600, help="ours for response, certificate and detection"
+    )
     parser.add_argument("--cache", type=Path, help="JSON that keeps the rows made so far")
     parser.add_argument("--only", help="make only the rows whose name has this, into the cache")
     parser.add_argument("--cached", action="store_true", help="report what the cache holds")
@@ -75,7 +76,9 @@ def main() -> None:
             options.families, options.data / "g4_showers" / "train.hdf5", geometry
         )
         tables.append(hep_families.table(_families(options, truth, known)))
-    energies, particles = parse_spectrum("1:64:log", "11,22", MANY).read(0, 0, MANY)
+    energies, particles = parse_spectrum("1:64:log", "11,22", options.many).read(
+        0, 0, options.many
+    )
     drawn = Chunk(0, energies, particles, _ours(simulator)(energies, particles, 0))
     ours, all_test = Sample(drawn.showers, energies, geometry), _joined(truth, options.more_test)
     tables += [responses(ours, known, all_test), certificate(ours, all_test)]
