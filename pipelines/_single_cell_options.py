@@ -33,7 +33,11 @@ Strength = Annotated[float | None, typer.Option(help="Of the prior; chosen if no
 Steps = Annotated[int | None, typer.Option(help="Training steps; chosen if none.")]
 Dispersion = Annotated[str, typer.Option(help="gene or gene-batch.")]
 Estimate = Annotated[
-    str, typer.Option(help="balanced (varies as rates do) or mean (of the posterior).")
+    str,
+    typer.Option(
+        help="balanced (varies as rates do), mean (of the posterior), or expressed (zero where a "
+        "cell does not express the gene)."
+    ),
 ]
 LabelKey = Annotated[
     str | None, typer.Option(help="Column of types: measure mixing and keeping apart.")

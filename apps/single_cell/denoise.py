@@ -24,6 +24,7 @@ from apps.single_cell.config import Config
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Covariates, Design
 from apps.single_cell.data import Source, open_cells
+from apps.single_cell.expressed import learn_levels
 from apps.single_cell.fitting import fit_model
 from apps.single_cell.layers import AVERAGE, Output, among_all, layer_values
 from apps.single_cell.model import CellVAE, make_context
@@ -259,17 +260,13 @@ class Denoiser:
         design = self.covariates.encode(cells.obs, cells.source)
         target = None if output.batch is None else self._other_batch(design, output.batch)
         kept: dict[str, list[np.ndarray]] = {"latent": [], "elbo": [], "library": []}
+        same: dict[str, Any] = {"draws": output.draws, "seed": output.seed, "first": cells.index}
+        levels = None
+        if output.rates and output.estimate == "expressed":
+            levels = learn_levels(self.model, known.counts, design, **same)
 
         def parts() -> Iterator[tuple[int, int, Sequence[np.ndarray]]]:
-            found = rates(
-                self.model,
-                known.counts,
-                design,
-                draws=output.draws,
-                seed=output.seed,
-                first=cells.index,
-                target=target,
-            )
+            found = rates(self.model, known.counts, design, **same, target=target)
             for part in found:
                 raw = cells.counts.read(part.start, part.stop).toarray()
                 own = _place(known.counts, cells.counts)
@@ -279,7 +276,7 @@ class Denoiser:
                 kept["library"].append(library)
                 rows = slice(part.start, part.stop)
                 drawn = self._samples(raw[:, own], design, rows, output, cells.index[rows])
-                arrays = layer_values(part, library, output, drawn) if output.rates else []
+                arrays = layer_values(part, library, output, drawn, levels) if output.rates else []
                 yield part.start, part.stop, [among_all(raw, values, own) for values in arrays]
 
         def finish() -> Additions:
