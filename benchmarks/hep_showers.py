@@ -1,11 +1,13 @@
 """Showers: ours, the baselines and core's families, judged alike, with floor and power checks.
 
 python benchmarks/hep_showers.py DATA [--families FOLDER] [--shifted FILE...] [--cache FILE]
+    [--more-test FILE...]
 
-DATA holds g4_showers/{train,test}.hdf5. FOLDER holds models by family, trained by
-`python -m pipelines.hep train ... --family NAME -o FOLDER/NAME`. FILEs are showers of other
-detectors or energies (gen_showers.py ... Pb), for the detection rates. All rows are judged on the
-same test showers; generated ones are of freshly drawn energies of the same spectrum.
+DATA holds g4_showers/{train,test}.hdf5. With FOLDER, every family is trained into it (what is
+there is kept) and gets a row in a table of their own. The FILEs of --shifted are showers of other
+detectors or energies (gen_showers.py ... Pb), for the detection rates; those of --more-test join
+the test showers for response and certificate (`simulate --oracle par04 --seed ...`). All rows are
+judged on the same test showers; generated ones are of freshly drawn energies of their spectrum.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import hep_families
 import numpy as np
 import torch
+from hep_shower_tables import certificate, detection, responses
 
 from apps.hep_simulation.baselines import FrozenLibrary, Parametrised
-from apps.hep_simulation.certificate import certify
 from apps.hep_simulation.conditions import parse_spectrum
 from apps.hep_simulation.data import Chunk, open_showers
 from apps.hep_simulation.evaluation import COLUMNS, FORMATS, Sample, memorised, scores
 from apps.hep_simulation.geometry import Geometry, read_geometry
-from apps.hep_simulation.observables import response_bins
 from apps.hep_simulation.simulate import SHOWER, Simulator, bundled
 from core.random import keyed_generator
 from core.report import Table, report, write_results, write_text
@@ -35,8 +37,6 @@ from core.report import Table, report, write_results, write_text
 RESULTS = Path(__file__).parent / "results"
 COUNT = 2400
 SEEDS = (0, 1, 2)
-FILE = 50
-"""Showers of a file whose detector is to be recognised."""
 
 Draw = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 """Showers for energies, particles and a seed."""
@@ -48,6 +48,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=None, help="ours; the bundled one if none")
     parser.add_argument("--families", type=Path, default=None)
     parser.add_argument("--shifted", type=Path, nargs="*", default=[])
+    parser.add_argument("--more-test", type=Path, nargs="*", default=[])
+    parser.add_argument(
+        "--many", type=int, default=9600, help="ours for response, certificate and detection"
+    )
     parser.add_argument("--cache", type=Path, help="JSON that keeps the rows made so far")
     parser.add_argument("--only", help="make only the rows whose name has this, into the cache")
     parser.add_argument("--cached", action="store_true", help="report what the cache holds")
@@ -64,14 +68,22 @@ def main() -> None:
     rows = _rows(simulator, options, truth, known, train)
     if options.only:
         return
-    ours = _sample(_ours(simulator), geometry, 0)
     tables = [
-        Table(rows, _used(rows), FORMATS | {"ms_100": ".2f", "ms_1": ".1f"}, title="Showers"),
-        _bins(ours, truth),
-        _certificate(ours, truth),
+        Table(rows, _used(rows), FORMATS | {"ms_100": ".2f", "ms_1": ".1f"}, title="Showers")
     ]
+    if options.families:
+        hep_families.train_missing(
+            options.families, options.data / "g4_showers" / "train.hdf5", geometry
+        )
+        tables.append(hep_families.table(_families(options, truth, known)))
+    energies, particles = parse_spectrum("1:64:log", "11,22", options.many).read(
+        0, 0, options.many
+    )
+    drawn = Chunk(0, energies, particles, _ours(simulator)(energies, particles, 0))
+    ours, all_test = Sample(drawn.showers, energies, geometry), _joined(truth, options.more_test)
+    tables += [responses(ours, known, all_test), certificate(ours, all_test)]
     if options.shifted:
-        tables.append(_detection(simulator, test, options.shifted, geometry))
+        tables.append(detection(simulator.model, test, drawn, options.shifted, geometry))
     options.output.mkdir(parents=True, exist_ok=True)
     results = write_results(
         options.output / "hep_showers.json",
@@ -82,6 +94,31 @@ def main() -> None:
     write_text(options.output / "hep_showers.md", report(results, "Showers"))
     for table in tables:
         table.print()
+
+
+def _families(options: argparse.Namespace, truth: Sample, known: Sample) -> list[dict]:
+    """Rows of the families; those in the cache are not made again."""
+    cached = options.cache and options.cache.exists()
+    made = json.loads(options.cache.read_text()) if cached else {}
+    rows = []
+    for name, make in hep_families.tasks(options.families, truth, known, _ours, _cost).items():
+        if name not in made:
+            made[name] = make()
+            print(name, made[name].get("auc_high"), file=sys.stderr, flush=True)
+            if options.cache:
+                write_text(options.cache, json.dumps(made))
+        rows.append(made[name])
+    return rows
+
+
+def _joined(truth: Sample, paths: list[Path]) -> Sample:
+    """Test showers with those of more files."""
+    parts = [open_showers(path, truth.geometry).read() for path in paths]
+    return Sample(
+        np.concatenate([truth.showers, *(part.showers for part in parts)]),
+        np.concatenate([truth.energies, *(part.energies for part in parts)]),
+        truth.geometry,
+    )
 
 
 def _used(rows: list[dict]) -> dict[str, str]:
@@ -97,7 +134,7 @@ def _rows(
     if options.cache and options.cache.exists():
         made = json.loads(options.cache.read_text())
     rows: dict[str, list[dict]] = {}
-    for (name, part), make in _tasks(simulator, options.families, truth, known, train).items():
+    for (name, part), make in _tasks(simulator, truth, known, train).items():
         key = f"{name} #{part}"
         if key not in made:
             if options.cached or (options.only and options.only not in key):
@@ -124,7 +161,7 @@ def _mean(parts: list[dict]) -> dict:
 
 
 def _tasks(
-    simulator: Simulator, folder: Path | None, truth: Sample, known: Sample, train: Chunk
+    simulator: Simulator, truth: Sample, known: Sample, train: Chunk
 ) -> dict[tuple[str, str], Callable[[], dict]]:
     """What makes each part of a row, by the row's name (and model's fingerprint) and the part."""
     geometry = truth.geometry
@@ -141,13 +178,6 @@ def _tasks(
         "GFlash-like": _seeded(Parametrised.fit(*parts, geometry).sample),
         f"ours: cascade @{mark}": _ours(simulator),
     }
-    for path in sorted(folder.iterdir()) if folder else []:
-        other = Simulator.load(path)
-        family = other.model.config.family
-        steps = (8, 4, 2, 1) if family in ("flow_matching", "diffusion") else (None,)
-        for count in steps:
-            said = f"{family}, {count} steps" if count else family
-            draws[f"{said} @{other.model.fingerprint}"] = _ours(other, count)
     for name, draw in draws.items():
         for seed in SEEDS:
             tasks[name, f"seed {seed}"] = partial(_judged, draw, truth, known, seed)
@@ -227,80 +257,6 @@ def _cost(draw: Draw, batch: int, repeats: int = 5) -> float:
             spent += time.process_time() - started
         best = min(best, spent / (parts * batch)) if repeat else best
     return 1e3 * best
-
-
-def _bins(ours: Sample, truth: Sample) -> Table:
-    rows = [
-        {
-            "energy": f"{b.low / 1000:.3g}–{b.high / 1000:.3g}",
-            "linearity": 100 * b.linearity,
-            "linearity_error": 100 * b.linearity_error,
-            "resolution": 100 * b.resolution,
-            "resolution_error": 100 * b.resolution_error,
-        }
-        for b in response_bins(ours.features, truth.features)
-    ]
-    columns = {
-        "energy": "E_inc, GeV",
-        "linearity": "linearity %",
-        "linearity_error": "±",
-        "resolution": "resolution %",
-        "resolution_error": " ±",
-    }
-    return Table(rows, columns, dict.fromkeys(columns, ".2f"), title="Response of ours")
-
-
-def _certificate(ours: Sample, truth: Sample) -> Table:
-    rows = [
-        {
-            "observable": name,
-            "bias": found.bias,
-            "bias_error": found.bias_error,
-            "worth": f"{'≥ ' if found.at_least else ''}{found.worth:.0f}",
-        }
-        for name, found in certify(ours.features, truth.features).items()
-    ]
-    columns = {
-        "observable": "",
-        "bias": "bias, sd",
-        "bias_error": "±",
-        "worth": "worth in oracle events",
-    }
-    return Table(rows, columns, {"bias": "+.3f", "bias_error": ".3f"}, title="Certificate of ours")
-
-
-def _detection(simulator: Simulator, test: Chunk, paths: list[Path], geometry: Geometry) -> Table:
-    """Showers of other detectors and energies: how many are found, and how many files."""
-    model = simulator.model
-    assert model.validity is not None
-    rows = []
-    parts = {"test (false alarms)": test}
-    parts |= {path.stem: open_showers(path, geometry).read() for path in paths}
-    energies, particles = parse_spectrum("1:64:log", "11,22", COUNT).read(0, 0, COUNT)
-    drawn = _ours(simulator)(energies, particles, 0)
-    parts["ours"] = Chunk(0, energies, particles, drawn)
-    random = np.random.default_rng(0)
-    for name, part in parts.items():
-        away = model.validity.deviations(part.showers, part.energies, part.particles, geometry)
-        files = [
-            model.validity.p_value(away[random.permutation(len(away))[:FILE]]) < 0.01
-            for _ in range(400)
-        ]
-        rows.append(
-            {
-                "sample": name,
-                "conditions": 100 * model.outside(part.energies, part.particles).mean(),
-                "showers": 100 * model.validity.flags(away).mean(),
-                "files": 100 * float(np.mean(files)),
-            }
-        )
-    columns = {
-        "sample": "",
-        "conditions": "conditions outside training %",
-        "showers": "single showers flagged %",
-        "files": f"files of {FILE} showers flagged at p < .01 %",
-    }
-    return Table(rows, columns, dict.fromkeys(columns, ".1f"), title="Detection")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,12 @@ def train(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the trained model.")],
     binning: Binning = None,
     family: Annotated[
-        str | None, typer.Option(help="cascade, flow, flow_matching, diffusion or vae.")
+        str | None,
+        typer.Option(help="cascade, flow, flow_matching, diffusion, vae or consistency."),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="Diffusion model that --family consistency distils."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="JSON file with the configuration.")] = None,
     settings: Annotated[
@@ -63,6 +68,7 @@ def train(
         read_geometry(geometry, binning),
         output,
         read_config(config, chosen),
+        teacher=teacher,
         seed=seed,
         resume=resume,
         overwrite=overwrite,

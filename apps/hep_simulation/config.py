@@ -11,7 +11,7 @@ from core.errors import AleatorError
 from core.settings import read_settings
 from core.training import FitConfig
 
-FAMILIES = ("cascade", "diffusion", "flow", "flow_matching", "vae")
+FAMILIES = ("cascade", "consistency", "diffusion", "flow", "flow_matching", "vae")
 """Families of the voxels: one word."""
 
 

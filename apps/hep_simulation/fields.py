@@ -4,8 +4,9 @@ r"""Core's families on showers: layer energies first, then the voxels as a field
 
 with z the transformed voxels of `preprocessing`, an image of L channels over rings x sectors, the
 angle periodic. Diffusion and flow matching use a U-Net; the flow couples affinely; the VAE codes
-into a vector. This is how the field's diffusion and flow models are built (Mikuni and Nachman
-2022, arXiv:2206.11898; Favaro et al. 2024, arXiv:2405.09629); the cascade is what we ship.
+into a vector; a consistency model is distilled from a diffusion model and has its layer energies.
+This is how the field's diffusion and flow models are built (Mikuni and Nachman 2022,
+arXiv:2206.11898; Favaro et al. 2024, arXiv:2405.09629); the cascade is what we ship.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from core.random import Generators, rand
 from core.registry import build
 
 UNET = {"channels": 32, "multipliers": [1, 2], "periodic_x": True}
+PATH = {"name": "edm", "sigma_min": 0.01, "sigma_max": 20.0}
 STEPS = 8
+JUMPS = 2
+"""Evaluations a shower of a consistency model."""
 
 
 class ProfileAndField(GenerativeModel):
@@ -47,7 +51,7 @@ class ProfileAndField(GenerativeModel):
 
         Args:
             event_shape: (L, A, R).
-            family: "diffusion", "flow", "flow_matching" or "vae".
+            family: "consistency", "diffusion", "flow", "flow_matching" or "vae".
             options: of core's model and, under `net`, of its network.
             classes: number of particles.
             threshold: least energy of a voxel, MeV.
@@ -69,10 +73,25 @@ class ProfileAndField(GenerativeModel):
         """The profile's negative log-likelihood (in hundreds of nats) plus the field's loss."""
         condition = standard_condition(context, self.classes)
         energies = x.sum((2, 3))
-        profile = -self.profile.log_prob(energies, condition) / 100
+        profile = torch.zeros(())  # a pupil has its teacher's
+        if self.family != "consistency":
+            profile = -self.profile.log_prob(energies, condition) / 100
         z = self.shares.forward(x, rand(x.shape, generator))
         inner = self.field.loss(z, self._inner(energies, condition), generator=generator)
-        return Loss(profile + inner.value, {"profile": profile.detach(), **inner.terms})
+        # a VAE's is in nats of all voxels, the others' is per voxel: alike, neither part drowns
+        # the other when gradients are clipped
+        value = inner.value / (z[0].numel() if self.family == "vae" else 1)
+        return Loss(profile + value, {"profile": profile.detach().expand(len(x)), **inner.terms})
+
+    def follow(self, teacher: ProfileAndField) -> None:
+        """Begin where a diffusion model of the same size is, to be distilled from it."""
+        for name in ("profile", "shares"):
+            getattr(self, name).load_state_dict(getattr(teacher, name).state_dict())
+        self.profile.requires_grad_(False)
+        ours, theirs = (field.denoiser.net for field in (self.field, teacher.field))
+        ours.load_state_dict(theirs.state_dict())
+        # not a submodule: a teacher's weights are neither trained nor stored here
+        object.__setattr__(self.field, "teacher", teacher.field.eval().requires_grad_(False))
 
     def _inner(self, energies: Tensor, condition: Tensor) -> dict[str, Tensor]:
         """What the field is told: the condition, and the energy of each layer."""
@@ -98,20 +117,23 @@ class ProfileAndField(GenerativeModel):
             [2, 2 * (layers + 1)], 1
         )
         energies = self.profile.sample(condition, first)
-        steps = (sampler or {}).get("steps", STEPS)
-        chosen = self._sampler(steps, sampler is not None)
+        chosen = self._sampler((sampler or {}).get("steps"))
         z = self.field.sample(
             (), self._inner(energies, condition), sampler=chosen, generator=generator
         )
         x = self.shares.inverse(z, energies)
         return rotated(x, (turn[:, 0] * sectors).long(), turn[:, 1] < 0.5) if self.rotates else x
 
-    def _sampler(self, steps: int, asked: bool) -> dict[str, Any] | None:
+    def _sampler(self, steps: int | None) -> Any:
+        """What core's family takes for so many evaluations, or for as many as is usual."""
+        if self.family == "consistency":
+            return steps or JUMPS
         if self.family == "flow_matching":
-            return {"name": "heun", "steps": steps}
+            steps = steps or STEPS
+            return {"name": "euler" if steps % 2 else "heun", "steps": steps}
         if self.family == "diffusion":
-            return {"steps": steps}
-        if asked:
+            return {"steps": steps or STEPS}
+        if steps is not None:
             raise AleatorError(f"--steps: the family {self.family} has no steps; leave it out")
         return None
 
@@ -129,11 +151,11 @@ def field_config(
     """Core's config of a family over (L, R, A), conditioned on a vector."""
     given = dict(options)
     net = {**dict(given.pop("net", {}))}
-    if family in ("diffusion", "flow_matching"):
+    if family in ("consistency", "diffusion", "flow_matching"):
         base: dict[str, Any] = {"family": family}
         base["net"] = {"name": "unet", **UNET, "vector_dim": vector, **net}
-        if family == "diffusion":
-            base["path"] = {"name": "edm", "sigma_min": 0.01, "sigma_max": 20.0}
+        if family != "flow_matching":
+            base["path"] = dict(PATH)
     elif family == "flow":
         base = {"family": "real_nvp", "layers": 4, "hidden": [128], "vector_dim": vector}
     else:

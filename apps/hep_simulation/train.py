@@ -18,6 +18,7 @@ from apps.hep_simulation.cascade import rotated
 from apps.hep_simulation.certificate import certify
 from apps.hep_simulation.config import Config
 from apps.hep_simulation.data import Chunk, open_showers, read_all
+from apps.hep_simulation.distil import pupil
 from apps.hep_simulation.features import features
 from apps.hep_simulation.geometry import Geometry
 from apps.hep_simulation.model import ShowerModel, new_model
@@ -47,6 +48,7 @@ def train(
     output: Path,
     config: Config,
     *,
+    teacher: Path | None = None,
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
@@ -59,6 +61,7 @@ def train(
         geometry: of all of them.
         output: folder for the model; `training/` in it keeps the log and the state of the run.
         config: how.
+        teacher: folder of a diffusion model, for the family "consistency".
         seed: of everything random.
         resume: continue a run that was stopped.
         overwrite: replace a model that is there.
@@ -69,6 +72,10 @@ def train(
     """
     if (output / "model.json").exists() and not overwrite:
         raise AleatorError(f"{output} holds a model; choose another folder or --overwrite")
+    if (teacher is None) == (config.family == "consistency"):
+        raise AleatorError(
+            "a teacher (--teacher MODEL) goes with --family consistency, and only it"
+        )
     config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
     names = [open_showers(path, geometry) for path in sources]
     data = read_all(sources, geometry)
@@ -76,7 +83,10 @@ def train(
     started = time.monotonic()
     learnt, held = split(data, config.validation, seed)
     torch.manual_seed(seed)
-    model = fresh(learnt, geometry, config)
+    if teacher is None:
+        model = fresh(learnt, geometry, config)
+    else:
+        model = pupil(teacher, learnt, geometry, config)
     say(f"{len(data)} showers: {len(learnt)} to learn from, {len(held)} held out; "
         f"{geometry.describe()}")  # fmt: skip
     events, context = (
@@ -84,16 +94,18 @@ def train(
         model.context(learnt.energies, learnt.particles),
     )
     rotates = geometry.uniform if config.rotate is None else config.rotate
-    begin(model.generator, events, context)
+    if teacher is None:
+        begin(model.generator, events, context)
     fitted = fit(
         model.generator,
         make_batches(events, context, config, rotates),
         config.fit,
         folder=output / "training",
-        score=make_score(model, held, seed),
+        # a pupil's loss is of ever smaller steps: a later one does not compare with an earlier
+        score=make_score(model, held, seed) if teacher is None else None,
         resume=resume,
         device="cpu",
-        job={"data": fingerprint, "config": config.to_dict()},
+        job={"data": fingerprint, "config": config.to_dict()} | _of(teacher),
     )
     model.generator = fitted.model.eval()
     model.validity = fit_validity(_arrays(learnt), _arrays(held), geometry)
@@ -111,6 +123,11 @@ def train(
         f"{(time.monotonic() - started) / 60:.1f} min")  # fmt: skip
     model.fingerprint, model.card = saved.fingerprint, card
     return model
+
+
+def _of(teacher: Path | None) -> dict[str, str]:
+    """What a run that goes on must have been begun with."""
+    return {} if teacher is None else {"teacher": ShowerModel.load(teacher).fingerprint}
 
 
 def split(data: Chunk, share: float, seed: int) -> tuple[Chunk, Chunk]:

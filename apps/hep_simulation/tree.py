@@ -2,7 +2,9 @@ r"""How the energy of a layer is shared out: rings first, then halves of the cir
 
 A tree of binary splits with the layer at its root and the voxels as leaves: groups of rings are
 divided into inner and outer ones down to single rings, each ring into half circles, quarters and
-so on. Node 0 is always empty, for neighbours that are not there.
+so on, the inner ring one level before the next: a shower that leans to one side does so in all
+rings, and each ring can see what those within it did. Node 0 is always empty, for neighbours that
+are not there; wedges add up the rings from the middle outwards, for the same reason.
 """
 
 from __future__ import annotations
@@ -54,7 +56,12 @@ class Tree:
 
     @cached_property
     def nodes(self) -> int:
-        """N: the empty node, R (2 P - 1) of rings and their parts, R - 1 groups of rings."""
+        """N: the empty node, R (2 P - 1) of rings and their parts, R - 1 groups, wedges."""
+        return self._wedges + (self.rings - 1) * (2 * self.padded - 2)
+
+    @property
+    def _wedges(self) -> int:
+        """The first wedge."""
         return 1 + self.rings * (2 * self.padded - 1) + self.rings - 1
 
     @property
@@ -79,6 +86,18 @@ class Tree:
     def leaf(self, ring: int, sector: int) -> int:
         """Node of a voxel."""
         return self.heap(ring, self.padded + sector)
+
+    def wedge(self, ring: int, node: int) -> int:
+        """Node of the same sectors as those of a part of a ring, in all rings up to `ring`.
+
+        0 where there is no such ring; whole rings have none.
+        """
+        _, place = self._place(node)
+        if not 0 <= ring < self.rings or place < 2:
+            return 0
+        if ring == 0:
+            return self.heap(0, place)
+        return self._wedges + (ring - 1) * (2 * self.padded - 2) + place - 2
 
     @cached_property
     def ranges(self) -> list[tuple[int, int, int, int]]:
@@ -112,8 +131,8 @@ class Tree:
                 kind = kinds + deep * self.rings + ring
                 for place in range(1 << deep, 2 << deep):
                     parent, a, b = (self.heap(ring, p) for p in (place, 2 * place, 2 * place + 1))
-                    found.append(Split(parent, a, b, radial_levels + deep, kind, ring))
-        return tuple(found)
+                    found.append(Split(parent, a, b, radial_levels + deep + ring, kind, ring))
+        return tuple(sorted(found, key=lambda split: (split.ring >= 0, split.level)))
 
     def beside(self, node: int, step: int) -> int:
         """The part of the same ring and size next to a node, around the circle; 0 if none."""
@@ -133,6 +152,10 @@ class Tree:
         ring, place = divmod(node - 1, 2 * self.padded - 1)
         return (ring, place + 1) if node and ring < self.rings else (-1, 0)
 
+    def whole(self, node: int) -> bool:
+        """Whether a node is a whole ring."""
+        return self._place(node)[1] == 1
+
     def energies(self, layers: Tensor) -> Tensor:
         """Energy of every node: padded voxels (..., P, R) -> (..., N)."""
         level = layers.transpose(-1, -2)  # (..., R, P)
@@ -145,7 +168,8 @@ class Tree:
         groups = [whole[..., low:high].sum(-1) for low, _, high, _ in self.ranges]
         empty = torch.zeros_like(whole[..., :1])
         tail = [torch.stack(groups, -1)] if groups else []
-        return torch.cat([empty, rings.flatten(-2), *tail], -1)
+        wedges = rings[..., 1:].cumsum(-2)[..., 1:, :]
+        return torch.cat([empty, rings.flatten(-2), *tail, wedges.flatten(-2)], -1)
 
     def voxels(self, nodes: Tensor) -> Tensor:
         """The leaves, as (..., A, R)."""

@@ -151,6 +151,41 @@ def test_every_family_trains_and_conserves_the_layer_energies(family, trained, t
             simulator.simulate(spectrum, steps=2)
 
 
+@pytest.mark.slow
+def test_a_pupil_does_in_one_evaluation_what_its_teacher_does_in_many(trained, tmp_path):
+    folder, geometry = trained
+    values = {"family": "diffusion", "model": {"net": {"channels": 8}}}
+    fit = {**TINY, "steps": 60, "batch_size": 32, "validate_every": 60, "learning_rate": 0.002}
+    taught = parse_config({**values, "fit": fit})
+    sources = [folder / "train.hdf5"]
+    train(sources, geometry, tmp_path / "teacher", taught, say=_silent)
+    config = parse_config({"family": "consistency", "fit": {**fit, "steps": 150, "ema": 0.9}})
+    said = {"say": _silent, "teacher": tmp_path / "teacher"}
+    train(sources, geometry, tmp_path / "pupil", config, **said)
+    teacher, pupil = (Simulator.load(tmp_path / name) for name in ("teacher", "pupil"))
+    spectrum = parse_spectrum("1:20:log", "11,22", 200)
+    many, one = (teacher.simulate(spectrum, seed=3, steps=steps) for steps in (32, 1))
+    found = pupil.simulate(spectrum, seed=3, steps=1)
+    assert np.allclose(found.sum(1), many.sum(1), rtol=1e-4)  # the same layer energies
+    near, far = (np.abs(x - many).sum() / many.sum() for x in (found, one))
+    assert near < 0.85 * far
+    assert not np.array_equal(found, pupil.simulate(spectrum, seed=3))  # two, if nobody asks
+
+
+def test_a_pupil_needs_a_teacher_that_can_be_distilled(trained, tmp_path):
+    folder, geometry = trained
+    sources, config = [folder / "train.hdf5"], parse_config({"family": "consistency"})
+    with pytest.raises(AleatorError, match=r"family cascade; only diffusion can be distilled"):
+        train(sources, geometry, tmp_path / "x", config, say=_silent, teacher=folder / "m")
+    with pytest.raises(AleatorError, match="goes with --family consistency"):
+        train(sources, geometry, tmp_path / "x", config, say=_silent)
+    with pytest.raises(AleatorError, match="goes with --family consistency"):
+        train(
+            *(sources, geometry, tmp_path / "x", parse_config({"family": "diffusion"})),
+            teacher=folder / "m",
+        )
+
+
 def test_training_goes_on_where_it_stopped(trained, tmp_path):
     folder, geometry = trained
     config = parse_config({"model": SIZES, "fit": TINY})

@@ -27,11 +27,32 @@ def test_every_node_is_split_off_once_and_parents_come_first():
     tree = Tree(9, 16)
     children = [node for split in tree.splits for node in (split.a, split.b)]
     assert len(tree.splits) == 8 + 9 * 15
-    assert sorted([*children, tree.root, 0]) == list(range(tree.nodes))
+    wedges = [tree.wedge(r, tree.heap(0, p)) for r in range(1, 9) for p in range(2, 32)]
+    assert sorted([*children, *wedges, tree.root, 0]) == list(range(tree.nodes))
     level = {tree.root: -1}
     for split in tree.splits:
         assert level[split.parent] < split.level
         level |= {split.a: split.level, split.b: split.level}
+
+
+def test_wedges_add_up_the_rings_from_the_middle_outwards():
+    tree = Tree(3, 4)
+    nodes = tree.energies(torch.rand(5, 4, 3))
+    for node in (tree.heap(0, 2), tree.leaf(1, 3)):
+        rings = [tree.heap(r, 2) if node == tree.heap(0, 2) else tree.leaf(r, 3) for r in range(3)]
+        for ring in range(3):
+            whole = nodes[:, rings[: ring + 1]].sum(1)
+            assert nodes[:, tree.wedge(ring, node)].tolist() == pytest.approx(whole.tolist())
+    assert tree.wedge(-1, tree.leaf(0, 0)) == tree.wedge(3, tree.leaf(0, 0)) == 0
+    assert tree.wedge(1, tree.heap(1, 1)) == tree.wedge(1, tree.root) == 0
+
+
+def test_an_inner_ring_is_split_before_the_next():
+    tree = Tree(9, 16)
+    level = {(s.ring, s.kind): s.level for s in tree.splits if s.ring >= 0}
+    for (ring, kind), own in level.items():
+        if ring:
+            assert level[ring - 1, kind - 1] == own - 1
 
 
 def test_neighbours_go_around_the_circle_and_stop_at_the_rim():
