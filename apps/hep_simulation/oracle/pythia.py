@@ -11,7 +11,10 @@ Bierlich et al. (2022) arXiv:2203.11601; Cacciari, Salam and Soyez (2008) arXiv:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +71,8 @@ class Pythia:
             AleatorError: pythia8mc is missing, or Pythia refuses the settings.
         """
         library = _pythia()
-        self._library, self._jets = library, {}
+        self.library = library
+        self._jets: dict[tuple[float, float, bool, float], Any] = {}
         self.run = library.Pythia("", False)
         for line in ("Print:quiet=on", "Random:setSeed=on", "Random:seed=1", *settings):
             if not self.run.readString(line):
@@ -108,7 +112,13 @@ class Pythia:
         return np.array(rows, np.float64).reshape(-1, 3)
 
     def jets(
-        self, radius: float, least_pt: float, *, massless: bool = False, event: Any = None
+        self,
+        radius: float,
+        least_pt: float,
+        *,
+        massless: bool = False,
+        reach: float = 25.0,
+        event: Any = None,
     ) -> list[Jet]:
         """Anti-kT jets of the visible final particles, hardest first.
 
@@ -116,16 +126,19 @@ class Pythia:
             radius: R.
             least_pt: GeV.
             massless: give particles no mass before they are joined.
+            reach: largest |η| of a particle.
             event: a record other than that of the last collision.
         """
-        key = (radius, least_pt, massless)
+        key = (radius, least_pt, massless, reach)
         if key not in self._jets:
-            self._jets[key] = self._library.SlowJet(
-                _ANTI_KT, radius, least_pt, 25.0, _VISIBLE, 0 if massless else 2
+            self._jets[key] = self.library.SlowJet(
+                _ANTI_KT, radius, least_pt, reach, _VISIBLE, 0 if massless else 2
             )
-        finder, found = self._jets[key], []
-        if not finder.analyze(self.run.event if event is None else event):
-            return found
+        finder = self._jets[key]
+        found: list[Jet] = []
+        with _banner_to_stderr():
+            if not finder.analyze(self.run.event if event is None else event):
+                return found
         for k in range(finder.sizeJet()):
             p = finder.p(k)
             members = tuple(int(i) for i in finder.constituents(k))
@@ -134,7 +147,7 @@ class Pythia:
 
     def record(self, rows: np.ndarray) -> Any:
         """An event of (N, 5) px, py, pz, E and PDG number, for `jets`: place i + 1 is row i."""
-        event = self._library.Event()
+        event = self.library.Event()
         event.init("reconstructed", self.run.particleData)
         event.append(90, -11, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)  # place 0 is the system's
         for px, py, pz, energy, pid in rows.tolist():
@@ -149,6 +162,27 @@ def stable(event: Any) -> np.ndarray:
         for p in event if p.isFinal()
     ]  # fmt: skip
     return np.array(rows, np.float64).reshape(-1, 6)
+
+
+@contextlib.contextmanager
+def _banner_to_stderr() -> Iterator[None]:
+    """FastJet names itself on stdout at its first jet; stdout is for results."""
+    global _greeted
+    if _greeted:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    _greeted = True
+
+
+_greeted = False
 
 
 def _pythia() -> Any:
