@@ -22,13 +22,13 @@ class Axis:
 
     Attributes:
         pt: (N,) relative to the jet's.
-        eta: (N,) relative to the jet's.
+        rapidity: (N,) relative to the jet's; where it is 0, so is the pseudorapidity.
         phi: (N,) relative to the jet's.
         mass: (N,) in units of the jet's pT.
     """
 
     pt: np.ndarray
-    eta: np.ndarray
+    rapidity: np.ndarray
     phi: np.ndarray
     mass: np.ndarray
 
@@ -42,18 +42,16 @@ def axis(points: np.ndarray, mask: np.ndarray) -> Axis:
     plus, minus = (pt * np.exp(eta)).sum(1), (pt * np.exp(-eta)).sum(1)
     total = np.hypot(px, py)
     squared = plus * minus - total**2
-    along = np.arcsinh((plus - minus) / 2 / np.maximum(total, 1e-300))
+    along = 0.5 * np.log(np.maximum(plus, 1e-300) / np.maximum(minus, 1e-300))
     return Axis(total, along, np.arctan2(py, px), np.sqrt(squared.clip(0)))
 
 
 def centred(points: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The same relative to the sum of the constituents."""
-    found = points.astype(np.float64)
-    for _ in range(3):
-        total = axis(found, mask)
-        found[:, :, 0] -= total.eta[:, None]
-        found[:, :, 1] -= total.phi[:, None]
-    found[:, :, 2] /= axis(found, mask).pt[:, None]
+    """The same relative to the sum of the constituents: a boost along the beam, and a turn."""
+    found, total = points.astype(np.float64), axis(points, mask)
+    found[:, :, 0] -= total.rapidity[:, None]
+    found[:, :, 1] -= total.phi[:, None]
+    found[:, :, 2] /= total.pt[:, None]
     return found * mask[:, :, None]
 
 

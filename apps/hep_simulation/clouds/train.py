@@ -38,7 +38,7 @@ _FIT: dict[str, Any] = {
     "steps": 4000, "batch_size": 64, "learning_rate": 1e-3, "warmup": 200, "weight_decay": 1e-3,
     "clip": 1.0, "ema": 0.998, "validate_every": 500, "precision": "32-true",
 }  # fmt: skip
-_SHAPE_FIT = {"steps": 1500, "batch_size": 512, "learning_rate": 2e-3, "warmup": 100, "clip": 5.0}
+_SHAPE_FIT = {"batch_size": 512, "learning_rate": 2e-3, "warmup": 100, "clip": 5.0}
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,9 @@ class _Stage:
         held = torch.arange(len(x)) % HELD == 0
         own, own_context = x[~held], context[~held]
         config = replace(
-            self.config.fit, **_SHAPE_FIT, weight_decay=1e-3, validate_every=150, patience=4
-        )
+            self.config.fit, **_SHAPE_FIT, steps=min(1500, 10 * self.config.fit.steps), stop_at=0,
+            weight_decay=1e-3, validate_every=150, patience=4,
+        )  # fmt: skip
 
         def batches(step: int, generator: torch.Generator) -> tuple[Tensor, Context]:
             rows = batch_indices(config.seed, step, config.batch_size, len(own))

@@ -95,7 +95,7 @@ def _cloud(record: object, jet: Jet, partons: np.ndarray) -> Clouds:
     mask = np.ones((1, len(rows)), bool)
     total = axis(points[None], mask)
     return Clouds(
-        jet.pt * total.pt, jet.eta + total.eta, np.array([_kind(jet, partons)]),
+        jet.pt * total.pt, jet.eta + total.rapidity, np.array([_kind(jet, partons)]),
         centred(points[None], mask), mask, kinds[None],
     )  # fmt: skip
 
