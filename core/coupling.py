@@ -124,8 +124,9 @@ def match_points(x: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor
         mask: (B, N) bool, true for points that are there; others keep their noise.
     """
     cost = torch.cdist(x.double(), noise.double()).square().cpu()
-    order = torch.arange(x.shape[1]).repeat(len(x), 1)
+    every = torch.arange(x.shape[1])
+    order = every.repeat(len(x), 1)
     for row in range(len(x)):
-        there = order[row] if mask is None else mask[row].cpu().nonzero()[:, 0]
+        there = every if mask is None else mask[row].cpu().nonzero()[:, 0]
         order[row, there] = there[optimal_permutation(cost[row][there][:, there])]
     return noise.gather(1, order.to(noise.device)[:, :, None].expand_as(noise))
