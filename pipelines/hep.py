@@ -26,7 +26,9 @@ Geometry = Annotated[
 ]
 Maybe = Annotated[
     Path | None,
-    typer.Option("--geometry", metavar="BINNING.xml", help="Binning of showers; clouds need none."),
+    typer.Option(
+        "--geometry", metavar="BINNING.xml", help="Binning of showers; clouds need none."
+    ),
 ]
 Binning = Annotated[
     str | None, typer.Option("--binning", help="Name of the binning, where the file has several.")
@@ -106,7 +108,9 @@ def simulate(
         str | None,
         typer.Option(metavar="LOW:HIGH:log", help="GeV; without `log`, uniform; or one energy."),
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", help="Showers, jets, ... to draw.")] = 1000,
+    count: Annotated[
+        int, typer.Option("-n", "--count", help="Showers, jets, ... to draw.")
+    ] = 1000,
     particle: Annotated[
         str | None,
         typer.Option(help="PDG numbers or names, comma-separated; all of the model if none."),

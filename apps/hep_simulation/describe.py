@@ -70,11 +70,13 @@ def _cloud_model(path: Path) -> str:
 
 def _clouds(path: Path) -> str:
     found = read_clouds(path)
-    kinds = ", ".join(f"{int((found.kind == k).sum())} {KIND_NAMES[k]}" for k in np.unique(found.kind))
+    kinds = ", ".join(
+        f"{int((found.kind == k).sum())} {KIND_NAMES[k]}" for k in np.unique(found.kind)
+    )
     return (
         f"{len(found)} jets as clouds ({PARTICLES}, {JETS}) of {found.counts.min()} to "
-        f"{found.counts.max()} constituents\n{found.pt.min():.4g} to {found.pt.max():.4g} GeV, |η| up "
-        f"to {np.abs(found.eta).max():.3g}; {kinds}"
+        f"{found.counts.max()} constituents\n{found.pt.min():.4g} to {found.pt.max():.4g} GeV, "
+        f"|η| up to {np.abs(found.eta).max():.3g}; {kinds}"
     )
 
 

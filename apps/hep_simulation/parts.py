@@ -1,4 +1,4 @@
-"""Work in parts that survive being killed: a file of arrays each, joined and renamed at the end."""
+"""Work in parts that survive being killed: files of arrays, joined and renamed at the end."""
 
 from __future__ import annotations
 

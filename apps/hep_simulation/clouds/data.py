@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from apps.hep_simulation.clouds.kinematics import axis
 from apps.hep_simulation.data import open_hdf5
 from core.errors import AleatorError
 
@@ -122,15 +123,15 @@ def read_clouds(path: Path | str, stop: int | None = None) -> Clouds:
             ) from None
     mask = particles[:, :, 3] > 0.5
     found = Clouds(
-        jets[:, 0], jets[:, 1], _kinds(np.asarray(kind), path), particles[:, :, :3] * mask[:, :, None],
-        mask, np.asarray(species, np.int64) * mask,
+        jets[:, 0], jets[:, 1], _kinds(np.asarray(kind), path),
+        particles[:, :, :3] * mask[:, :, None], mask, np.asarray(species, np.int64) * mask,
     )  # fmt: skip
     _check_values(found, particles, path)
     return found
 
 
 def read_conditions(path: Path | str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Transverse momenta (N,) in GeV, η (N,) and kinds (N,) of jets; constituents need not be there.
+    """Momenta pT (N,) in GeV, η (N,) and kinds (N,) of jets; constituents need not be there.
 
     Raises:
         AleatorError: as `read_clouds`.
@@ -142,7 +143,9 @@ def read_conditions(path: Path | str) -> tuple[np.ndarray, np.ndarray, np.ndarra
         jets = np.asarray(file[JETS][:], np.float64)
         if jets.ndim != 2 or jets.shape[1] < 2 or not len(jets):
             raise AleatorError(f"{path}: {JETS} has shape {jets.shape}, expected (N, 4), N ≥ 1")
-        kind = np.asarray(file[JET_TYPE][:]).reshape(-1) if JET_TYPE in file else np.zeros(len(jets))
+        kind = (
+            np.asarray(file[JET_TYPE][:]).reshape(-1) if JET_TYPE in file else np.zeros(len(jets))
+        )
         if len(kind) != len(jets):
             raise AleatorError(f"{path}: {len(kind)} {JET_TYPE} but {len(jets)} {JETS}")
     check_jets(jets[:, 0], jets[:, 1], str(path))
@@ -169,8 +172,6 @@ def check_jets(pt: np.ndarray, eta: np.ndarray, where: str) -> None:
 
 def masses(clouds: Clouds) -> np.ndarray:
     """(N,) mass over pT of massless constituents."""
-    from apps.hep_simulation.clouds.kinematics import axis
-
     return axis(clouds.points, clouds.mask).mass
 
 

@@ -51,7 +51,9 @@ def evaluate(
             "warning: pT or η of the two files are distributed differently; every score sees "
             "that, too: simulate with --conditions of the reference"
         )
-    rows = table_rows({generated.name: sample}, truth, None if train is None else _read(train), seed)
+    rows = table_rows(
+        {generated.name: sample}, truth, None if train is None else _read(train), seed
+    )
     shown = {name: head for name, head in COLUMNS.items() if any(name in row for row in rows)}
     table = Table(rows, shown, FORMATS, title="Scores (W1, FPD and KPD × 10³, W1 n as it is)")
     output.mkdir(parents=True, exist_ok=True)

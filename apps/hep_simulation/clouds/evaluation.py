@@ -21,9 +21,8 @@ COLUMNS = {
     "nn_ratio": "NN ratio", "replayed": "replayed",
 }  # fmt: skip
 """Of the table; W1 of mass, η, φ, pT, EFP and FPD, KPD in units of 10⁻³."""
-FORMATS = dict.fromkeys(COLUMNS, ".3f") | {
-    name: ".2f" for name in ("w1_mass", "w1_count", "w1_eta", "w1_phi", "w1_pt", "fpd", "kpd")
-}
+_PLAIN = ("w1_mass", "w1_count", "w1_eta", "w1_phi", "w1_pt", "fpd", "kpd")
+FORMATS = dict.fromkeys(COLUMNS, ".3f") | dict.fromkeys(_PLAIN, ".2f")
 LEADING = 30
 """Hardest constituents that tell jets apart as individuals."""
 
@@ -85,9 +84,10 @@ def scores(sample: Sample, truth: Sample, *, seeds: tuple[int, ...] = (0, 1, 2))
 
 
 def coverage(made: np.ndarray, real: np.ndarray, most: int = 2000) -> tuple[float, float]:
-    """Share of real jets that are the nearest one of some generated jet, and the mean distance
-    of a real jet to the nearest generated one, in standardised features.
+    """Coverage and minimum matching distance.
 
+    The share of real jets that are the nearest one of some generated jet, and the mean distance
+    of a real jet to the nearest generated one, in standardised features.
     Achlioptas et al. (2018) arXiv:1707.02392; with as many generated as real jets.
     """
     from scipy.spatial import cKDTree
@@ -101,7 +101,7 @@ def coverage(made: np.ndarray, real: np.ndarray, most: int = 2000) -> tuple[floa
 
 
 def individuals(clouds: Clouds) -> np.ndarray:
-    """(N, 2 × 30) what no turn or reflection changes: √ptrel and √ptrel r/(m/pT) of the hardest."""
+    """(N, 2 × 30) what no turn changes: √ptrel and √ptrel asinh(r pT/m) of the hardest."""
     from apps.hep_simulation.clouds.features import spreads
 
     spread = spreads(clouds.points, clouds.mask)[:, None]

@@ -11,13 +11,21 @@ Thaler and Van Tilburg (2011) arXiv:1011.2268; Kansal et al. (2021) arXiv:2106.1
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from apps.hep_simulation.clouds.data import Clouds, masses
 
 EFPS = ("edge", "double edge", "wedge", "triangle")
 """Polynomials of up to three edges that are features."""
-FOUR = ("cycle", "triangle and edge", "path, outer doubled", "path, inner doubled", "star, doubled")
+FOUR = (
+    "cycle",
+    "triangle and edge",
+    "path, outer doubled",
+    "path, inner doubled",
+    "star, doubled",
+)
 """Those of four points and four edges: what JetNet's W1-EFP is of."""
 NAMES = ("multiplicity", "mass", "girth", "pTD", "tau1", "tau21", "tau32", "leading ptrel", *EFPS)
 RADIUS = 0.4
@@ -38,7 +46,7 @@ def four_points(clouds: Clouds) -> np.ndarray:
 
 
 def labelled(clouds: Clouds) -> np.ndarray:
-    """(N, 4) share of pT that charged hadrons, neutral hadrons and photons have; charged number."""
+    """(N, 4) share of pT of charged hadrons, neutral hadrons, photons; number of the charged."""
     z = _normalised(clouds)
     shares = [(z * (clouds.species == k)).sum(1) for k in (1, 2, 3)]
     return np.stack([*shares, (clouds.species == 1).sum(1)], 1)
@@ -48,10 +56,12 @@ def _features(clouds: Clouds) -> np.ndarray:
     z, theta = _shares(clouds)
     radius = np.hypot(clouds.points[:, :, 0], clouds.points[:, :, 1])
     taus = [subjettiness(clouds.points, clouds.mask, n) for n in (1, 2, 3)]
-    ratios = [np.where(a > 1e-12, b / np.maximum(a, 1e-12), 0.0) for a, b in zip(taus, taus[1:], strict=False)]
+    ratios = [
+        np.where(a > 1e-12, b / np.maximum(a, 1e-12), 0.0) for a, b in itertools.pairwise(taus)
+    ]
     columns = [
-        clouds.counts, masses(clouds), (z * radius).sum(1), np.sqrt((z**2).sum(1)), taus[0], *ratios,
-        z.max(1), *efps(z, theta).T,
+        clouds.counts, masses(clouds), (z * radius).sum(1), np.sqrt((z**2).sum(1)), taus[0],
+        *ratios, z.max(1), *efps(z, theta).T,
     ]  # fmt: skip
     return np.stack([np.asarray(c, np.float64) for c in columns], 1)
 
@@ -62,9 +72,7 @@ def efps(z: np.ndarray, theta: np.ndarray) -> np.ndarray:
     double = (theta**2 @ z[:, :, None])[:, :, 0]
     through = _through(z, theta)
     triangle = _weighted(z, (theta * through) @ z[:, :, None])
-    return np.stack(
-        [(z * reach).sum(1), (z * double).sum(1), (z * reach**2).sum(1), triangle], 1
-    )
+    return np.stack([(z * reach).sum(1), (z * double).sum(1), (z * reach**2).sum(1), triangle], 1)
 
 
 def _four(z: np.ndarray, theta: np.ndarray) -> np.ndarray:

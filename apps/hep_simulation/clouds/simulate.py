@@ -1,4 +1,4 @@
-"""`simulate` for clouds: conditions in, constituents out, streamed to a file in JetNet's layout."""
+"""`simulate` for clouds: conditions in, constituents out, streamed in JetNet's layout."""
 
 from __future__ import annotations
 
@@ -158,9 +158,7 @@ def run(request: Request, say: Say = print) -> Path:
 
     def make(start: int, stop: int) -> dict[str, np.ndarray]:
         pt, eta, kind = wanted.read(request.seed, start, stop)
-        made = model.sample(
-            pt, eta, kind, seed=request.seed, first=start, steps=request.steps
-        )
+        made = model.sample(pt, eta, kind, seed=request.seed, first=start, steps=request.steps)
         return {**columns(made), FLAGGED: model.outside(pt, eta, kind).astype(np.uint8)}
 
     attributes = {"generator": "aleator", "model": model.fingerprint, "seed": request.seed}

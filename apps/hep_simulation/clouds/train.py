@@ -86,7 +86,9 @@ def make_config(settings: Mapping[str, Any], seed: int = 0) -> CloudConfig:
     """
     known = {f.name for f in fields(CloudConfig)}
     if unknown := set(settings) - known:
-        raise AleatorError(f"clouds have no option {min(unknown)!r}; known: {', '.join(sorted(known))}")
+        raise AleatorError(
+            f"clouds have no option {min(unknown)!r}; known: {', '.join(sorted(known))}"
+        )
     given = dict(settings.get("fit", {}))
     if unknown := set(given) - {f.name for f in fields(FitConfig)}:
         raise AleatorError(f"fit has no option {min(unknown)!r}")
@@ -230,13 +232,16 @@ class _Stage:
             losses = []
             for rows in held.nonzero()[:1000, 0].split(100):
                 generator = keyed_generator(0, int(rows[0]))
-                some, given = _paired(x[rows], mask[rows], context[rows], generator, config.matched)
+                some, given = _paired(
+                    x[rows], mask[rows], context[rows], generator, config.matched
+                )
                 losses.append(current.loss(some, given, generator=generator).mean().item())
             return float(np.mean(losses))
 
         found = fit(
             model, batches, config.fit, folder=self.folder / "cloud", score=score,
-            resume=self.resume, job=self.job | {"matched": config.matched, "rotate": config.rotate},
+            resume=self.resume,
+            job=self.job | {"matched": config.matched, "rotate": config.rotate},
         )  # fmt: skip
         model.load_state_dict(found.model.state_dict())
         self.say(f"clouds: held-out loss {found.best_score:.4f} after {found.steps} steps")

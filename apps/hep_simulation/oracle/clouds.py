@@ -36,7 +36,9 @@ class CloudOracle:
             AleatorError: an unknown process or range, or as `Pythia`.
         """
         if not 20 <= low < high <= 5000:
-            raise AleatorError(f"jets of {low:g} to {high:g} GeV: 20 ≤ low < high ≤ 5000 is needed")
+            raise AleatorError(
+                f"jets of {low:g} to {high:g} GeV: 20 ≤ low < high ≤ 5000 is needed"
+            )
         hard = [] if process == "ttbar" else [f"PhaseSpace:pTHatMin={0.8 * low:g}"]
         self.low, self.high, self.process = low, high, process
         self.run = Pythia([*LHC, *settings(process), *hard])

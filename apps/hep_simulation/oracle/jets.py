@@ -38,9 +38,7 @@ class JetOracle:
     def sample(self, seed: int, start: int, stop: int) -> Arrays:
         """Flat columns `GenJet_*`, `Jet_*` with `GenJet_count`, `Jet_count`, and of events."""
         events = [self._event(seed, i) for i in range(start, stop)]
-        return {
-            name: np.concatenate([event[name] for event in events]) for name in events[0]
-        }
+        return {name: np.concatenate([event[name] for event in events]) for name in events[0]}
 
     def _event(self, seed: int, number: int) -> Arrays:
         record = self.run.collide(keyed_generator(seed, number, _EVENT))
@@ -49,9 +47,7 @@ class JetOracle:
         flow = reconstruct(stable(record), random)
         rows = flow.rows()
         gen = _within(self.run.jets(RADIUS, GEN_PT, reach=5.0))
-        reco = _within(
-            self.run.jets(RADIUS, RECO_PT, massless=True, event=self.run.record(rows))
-        )
+        reco = _within(self.run.jets(RADIUS, RECO_PT, massless=True, event=self.run.record(rows)))
         hadrons, partons = _heavy(record), self.run.partons()
         found = {f"GenJet_{k}": v for k, v in _kinematics(gen).items()}
         found |= {

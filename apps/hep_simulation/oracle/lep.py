@@ -120,7 +120,9 @@ def run(
         return {"theta": chosen[start:stop], "x": x}
 
     job = {"seed": seed, "events": count, "theta": theta}
-    return stream(output, sets, CHUNK, make, _writer(seed), job=job, overwrite=overwrite, unit="sets")
+    return stream(
+        output, sets, CHUNK, make, _writer(seed), job=job, overwrite=overwrite, unit="sets"
+    )
 
 
 def _writer(seed: int) -> Any:

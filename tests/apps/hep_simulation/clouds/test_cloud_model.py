@@ -116,9 +116,9 @@ def test_conditions_beyond_training_are_flagged(jets, model):
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(jets, tmp_path):
-    config = make_config(TINY)
+    config = make_config({**TINY, "fit": {**TINY["fit"], "steps": 12}})
     whole = train(jets, config, tmp_path / "a", say=lambda _: None)
-    half = make_config({**TINY, "fit": {**TINY["fit"], "stop_at": 10}})
+    half = make_config({**TINY, "fit": {**TINY["fit"], "steps": 12, "stop_at": 6}})
     train(jets, half, tmp_path / "b", say=lambda _: None)
     resumed = train(jets, config, tmp_path / "b", resume=True, say=lambda _: None)
     for a, b in zip(whole.cloud.parameters(), resumed.cloud.parameters(), strict=True):

@@ -32,9 +32,7 @@ def by_definition(graph, z, theta):
     """Sum over all N-tuples of particles."""
     points = sorted(set(graph) - {","})
     edges = graph.split(",")
-    return np.einsum(
-        ",".join([*points, *edges]) + "->", *[z] * len(points), *[theta] * len(edges)
-    )
+    return np.einsum(",".join([*points, *edges]) + "->", *[z] * len(points), *[theta] * len(edges))
 
 
 def shares(jets, row):
@@ -88,10 +86,9 @@ def test_axes_are_exclusive_kt_jets(jets):
     definition = fastjet.JetDefinition(fastjet.kt_algorithm, 1000.0)
     for row in range(12):
         own = jets.points[row, jets.mask[row]]
-        particles = [
-            fastjet.PseudoJet(*map(float, (p * np.cos(a), p * np.sin(a), p * np.sinh(e), p * np.cosh(e))))
-            for e, a, p in own
-        ]  # fmt: skip
+        eta, phi, pt = own.T
+        momenta = [pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta), pt * np.cosh(eta)]
+        particles = [fastjet.PseudoJet(*p) for p in np.stack(momenta, 1).tolist()]
         for number in (1, 2, 3):
             found = fastjet.ClusterSequence(particles, definition).exclusive_jets(number)
             axes, alive = exclusive_axes(own[None], np.ones((1, len(own)), bool), number)
