@@ -36,6 +36,7 @@ PROCESSES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Proton collisions at 13 TeV by name; that of jets draws hard ones more often, with weights."""
 LHC = ("Beams:eCM=13000.",)
+MISSING = "this oracle needs pythia8mc: pip install --prefer-binary 'aleator[simulate]'"
 _SEEDS = 900_000_000
 _ATTEMPTS = 100
 _ANTI_KT, _VISIBLE = -1, 2
@@ -189,7 +190,5 @@ def _pythia() -> Any:
     try:
         import pythia8mc
     except ImportError:
-        raise AleatorError(
-            "this oracle needs pythia8mc: pip install --prefer-binary 'aleator[simulate]'"
-        ) from None
+        raise AleatorError(MISSING) from None
     return pythia8mc
