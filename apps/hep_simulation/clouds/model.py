@@ -189,7 +189,7 @@ class CloudModel:
         cloud.load_state_dict(part["cloud"])
         return cls(
             shape.eval(), cloud.eval(), Scaling.from_tensors(part["scaling"]),
-            *(found.tensors[name].numpy() for name in ("shape_scale",)), found.config["most"],
+            found.tensors["shape_scale"].numpy(), found.config["most"],
             found.tensors["low"].numpy(), found.tensors["high"].numpy(),
             tuple(found.config["kinds"]), found.config["typed"],
             {name: found.config[name] for name in ("shape", "cloud")}, found.card,
