@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,18 +63,6 @@ class Request:
     steps: int | None = None
     strict: bool = False
     overwrite: bool = False
-
-
-class _Conditions(Protocol):
-    count: int
-
-    def read(self, seed: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """PT in GeV, η and kinds of jets start..stop."""
-        ...
-
-    def key(self) -> str:
-        """Names them."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -137,6 +125,9 @@ class Listed:
         """Names them."""
         digest = hashlib.sha256(np.stack([self.pt, self.eta, self.kind]).tobytes())
         return digest.hexdigest()[:16]
+
+
+_Conditions = Spread | Listed
 
 
 def run(request: Request, say: Say = print) -> Path:

@@ -38,7 +38,7 @@ _FIT: dict[str, Any] = {
     "steps": 4000, "batch_size": 64, "learning_rate": 1e-3, "warmup": 200, "weight_decay": 1e-3,
     "clip": 1.0, "ema": 0.998, "validate_every": 500, "precision": "32-true",
 }  # fmt: skip
-_SHAPE_FIT = {"batch_size": 512, "learning_rate": 2e-3, "warmup": 100, "clip": 5.0}
+_SHAPE_FIT: dict[str, Any] = {"batch_size": 512, "learning_rate": 2e-3, "warmup": 100, "clip": 5.0}
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ def test_replay_is_found_out_and_fresh_jets_are_not():
 def test_a_turned_copy_is_a_copy():
     found = replay(TRAIN, TEST)
     found.points[:, :, :2] = found.points[:, :, [1, 0]] * [1, -1]
-    assert memorised(found, TRAIN, TEST).ratio < 0.05  # masses are those of a sphere, not of a plane
+    assert (
+        memorised(found, TRAIN, TEST).ratio < 0.05
+    )  # masses are those of a sphere, not of a plane
 
 
 def test_replay_is_of_a_jet_of_like_condition():
