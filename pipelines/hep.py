@@ -159,17 +159,10 @@ def simulate(
     else:
         wanted = parse_spectrum(energies or "1:64:log", particle, count)
     request = Request(
-        conditions=wanted,
-        output=output or Path("showers.hdf5"),
-        model=model,
-        oracle=oracle,
-        geometry=None if geometry is None else read_geometry(geometry),
-        seed=seed,
-        steps=steps,
-        batch=batch,
-        strict=strict,
-        overwrite=overwrite,
-    )
+        conditions=wanted, output=output or Path("showers.hdf5"), model=model, oracle=oracle,
+        geometry=None if geometry is None else read_geometry(geometry), seed=seed, steps=steps,
+        batch=batch, strict=strict, overwrite=overwrite,
+    )  # fmt: skip
     run(request, say=say)
 
 
