@@ -1,13 +1,14 @@
 """Jets and inference, ours and what users would pick instead.
 
     python benchmarks/hep_infer.py DATA [--models FOLDER] [--sbi PYTHON] [--seeds 3]
-                                        [--only jets|inference] [--out FOLDER]
+                                        [--only jets|inference|larger] [--out FOLDER]
 
 DATA holds `hep/pythia_jets`, `hep/pythia_lep_theta` and `hep/cms_nanoaod`. Models that FOLDER does
 not have are trained there first, on the training files alone. `--sbi` is an interpreter that has
 the package sbi; without it those rows are left out. Rows of the inference that are done are kept
 in FOLDER/rows, so that a benchmark that was stopped goes on. Writes hep_jets.{md,json} and
-hep_inference.{md,json}.
+hep_inference.{md,json}. `--only larger` needs no data: the chain once more, trained on sets of as
+many events as the largest that is judged; hep_chain.{md,json}.
 """
 
 from __future__ import annotations
@@ -42,11 +43,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, default=Path("models"), help="trained or to train")
     parser.add_argument("--sbi", type=Path, help="python that has sbi")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", choices=("jets", "inference"))
+    parser.add_argument("--only", choices=("jets", "inference", "larger"))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     folder = options.data / "hep"
+    if options.only == "larger":
+        from hep_infer_toys import larger
+
+        _write(
+            options.out, "hep_chain", "The chain, trained on larger sets", larger(options.models)
+        )
+        return
     if options.only != "inference":
         from hep_infer_jets import tables
 

@@ -109,3 +109,24 @@ def _cost(x: Tensor, noise: Tensor, context: Context, rows: Tensor, weight: floa
             c = part[rows.to(part.device)].flatten(1).to(cost)
             cost = cost + weight**2 * torch.cdist(c, c).square()
     return cost
+
+
+def match_points(x: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Noise of sets, each permuted within itself so that Σ_i |x_i - ε_π(i)|² is least.
+
+    A set has no order: permuted or not, it is the same set of independent points, so that the
+    law of the noise is kept under any condition. Only for networks that are equivariant, as they
+    are for sets. Klein, Krämer and Noé (2023) arXiv:2306.15030.
+
+    Args:
+        x: (B, N, D) sets of points.
+        noise: (B, N, D).
+        mask: (B, N) bool, true for points that are there; others keep their noise.
+    """
+    cost = torch.cdist(x.double(), noise.double()).square().cpu()
+    every = torch.arange(x.shape[1])
+    order = every.repeat(len(x), 1)
+    for row in range(len(x)):
+        there = every if mask is None else mask[row].cpu().nonzero()[:, 0]
+        order[row, there] = there[optimal_permutation(cost[row][there][:, there])]
+    return noise.gather(1, order.to(noise.device)[:, :, None].expand_as(noise))

@@ -24,6 +24,12 @@ Geometry = Annotated[
     Path,
     typer.Option("--geometry", metavar="BINNING.xml", help="Binning file of the showers."),
 ]
+Maybe = Annotated[
+    Path | None,
+    typer.Option(
+        "--geometry", metavar="BINNING.xml", help="Binning of showers; clouds need none."
+    ),
+]
 Binning = Annotated[
     str | None, typer.Option("--binning", help="Name of the binning, where the file has several.")
 ]
@@ -35,10 +41,11 @@ Seed = Annotated[int, typer.Option(help="Same seed, same showers, however the wo
 @friendly
 def train(
     showers: Annotated[
-        list[Path], typer.Argument(metavar="SHOWERS.hdf5...", help="Training showers, in MeV.")
+        list[Path],
+        typer.Argument(metavar="FILES.hdf5...", help="Showers in MeV, or jets as clouds."),
     ],
-    geometry: Geometry,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the trained model.")],
+    geometry: Maybe = None,
     binning: Binning = None,
     family: Annotated[
         str | None,
@@ -57,15 +64,20 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped training.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a model on showers of any geometry."""
+    """Train a model on showers of any geometry, or on jets as clouds of particles."""
+    from pipelines import hep_clouds
+
+    chosen = overrides(settings or []) | ({"family": family} if family else {})
+    if hep_clouds.is_clouds(showers[0], geometry):
+        hep_clouds.train(showers, output, config, chosen, seed, resume, overwrite)
+        return
     from apps.hep_simulation.config import read_config
     from apps.hep_simulation.geometry import read_geometry
     from apps.hep_simulation.train import train as run
 
-    chosen = overrides(settings or []) | ({"family": family} if family else {})
     run(
         showers,
-        read_geometry(geometry, binning),
+        read_geometry(hep_clouds.needed(geometry, showers[0]), binning),
         output,
         read_config(config, chosen),
         teacher=teacher,
@@ -79,9 +91,9 @@ def train(
 @app.command()
 @friendly
 def simulate(
-    output: Annotated[Path, typer.Option("-o", "--output", help="OUT.hdf5.")] = Path(
-        "showers.hdf5"
-    ),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="OUT.hdf5, or OUT.root of pythia-jets.")
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option("--model", help="Folder of a trained model; the bundled one if not given."),
@@ -89,8 +101,9 @@ def simulate(
     oracle: Annotated[
         str | None,
         typer.Option(
-            metavar="DETECTOR.json|par04",
-            help="Geant4 instead of a model: to train on, and to see what is gained.",
+            metavar="DETECTOR.json|par04|pythia-clouds|pythia-jets|pythia-lep",
+            help="The real simulation instead of a model: to train on, and to see what is gained. "
+            "pythia-clouds:ttbar, pythia-jets:zjets choose the process (else qcd).",
         ),
     ] = None,
     geometry: Annotated[
@@ -101,7 +114,9 @@ def simulate(
         str | None,
         typer.Option(metavar="LOW:HIGH:log", help="GeV; without `log`, uniform; or one energy."),
     ] = None,
-    count: Annotated[int, typer.Option("-n", "--count", help="Showers to draw.")] = 1000,
+    count: Annotated[
+        int, typer.Option("-n", "--count", help="Showers, jets, ... to draw.")
+    ] = 1000,
     particle: Annotated[
         str | None,
         typer.Option(help="PDG numbers or names, comma-separated; all of the model if none."),
@@ -114,16 +129,29 @@ def simulate(
         int | None, typer.Option(help="Evaluations a shower, of families that have steps.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Showers computed together.")] = 100,
+    theta: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Parameters of pythia-lep; else drawn from the prior."),
+    ] = None,
+    events: Annotated[int, typer.Option(help="Events a set of pythia-lep.")] = 50,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse conditions outside of training.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Simulate showers to a file that CaloChallenge's own scripts read.
+    """Simulate showers to a file that CaloChallenge's own scripts read, or jets and events.
 
     A run that is stopped continues where it was when the same command is given again.
     """
     from core.errors import AleatorError
+    from pipelines import hep_clouds
+
+    if hep_clouds.simulate(
+        output=output, model=model, oracle=oracle, conditions=conditions, energies=energies,
+        particle=particle, count=count, seed=seed, steps=steps, strict=strict,
+        overwrite=overwrite, theta=theta, events=events,
+    ):  # fmt: skip
+        return
 
     if conditions is not None and energies is not None:
         raise AleatorError("give --energies or --conditions, not both")
@@ -137,17 +165,10 @@ def simulate(
     else:
         wanted = parse_spectrum(energies or "1:64:log", particle, count)
     request = Request(
-        conditions=wanted,
-        output=output,
-        model=model,
-        oracle=oracle,
-        geometry=None if geometry is None else read_geometry(geometry),
-        seed=seed,
-        steps=steps,
-        batch=batch,
-        strict=strict,
-        overwrite=overwrite,
-    )
+        conditions=wanted, output=output or Path("showers.hdf5"), model=model, oracle=oracle,
+        geometry=None if geometry is None else read_geometry(geometry), seed=seed, steps=steps,
+        batch=batch, strict=strict, overwrite=overwrite,
+    )  # fmt: skip
     run(request, say=say)
 
 
@@ -156,8 +177,8 @@ def simulate(
 def evaluate(
     generated: Annotated[Path, typer.Argument(metavar="GENERATED.hdf5")],
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE.hdf5")],
-    geometry: Geometry,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report.")],
+    geometry: Maybe = None,
     train: Annotated[
         Path | None,
         typer.Option(
@@ -169,14 +190,19 @@ def evaluate(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Judge generated showers: results.json, report.md and figures."""
+    """Judge generated showers, or clouds: results.json, report.md and figures."""
+    from pipelines import hep_clouds
+
+    if hep_clouds.is_clouds(generated, geometry):
+        hep_clouds.evaluate(generated, reference, output, train, seed, overwrite)
+        return
     from apps.hep_simulation.evaluate import evaluate as run
     from apps.hep_simulation.geometry import read_geometry
 
     run(
         generated,
         reference,
-        read_geometry(geometry, binning),
+        read_geometry(hep_clouds.needed(geometry, generated), binning),
         output,
         train=train,
         figures=figures,

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from apps.hep_simulation.clouds.data import JETS, PARTICLES, is_clouds, read_clouds
+from apps.hep_simulation.clouds.model import APP as CLOUD_APP
+from apps.hep_simulation.clouds.model import KIND_NAMES, CloudModel
 from apps.hep_simulation.data import ENERGIES, PDG, SHOWERS, open_hdf5
 from apps.hep_simulation.geometry import KNOWN_VOXELS, read_geometry
 from apps.hep_simulation.inference.posterior import APP as INFERENCE_APP
@@ -34,13 +37,15 @@ def describe(path: Path) -> str:
     if path.suffix == ".xml":
         geometry = read_geometry(path)
         return f"binning of {geometry.particle} ({geometry.pid}): {geometry.describe()}"
-    return _showers(path)
+    return _clouds(path) if is_clouds(path) else _showers(path)
 
 
 def _any_model(path: Path) -> str:
     """Showers, jets or posteriors; the card at the end."""
     found = load_checkpoint(path)
-    known = {SHOWER_APP: _model, JET_APP: _jets, INFERENCE_APP: _inference}
+    known = {
+        SHOWER_APP: _model, JET_APP: _jets, INFERENCE_APP: _inference, CLOUD_APP: _cloud_model,
+    }  # fmt: skip
     if found.app not in known:
         raise AleatorError(f"{path}: a model of {found.app}, not of colliders")
     card = f"\n\n{model_card(found.card)}" if found.card else ""
@@ -52,6 +57,27 @@ def _jets(path: Path) -> str:
     size = sum(tensor.numel() for tensor in found.tensors.values())
     name = f"model {found.fingerprint}: reconstructed jets of generator-level ones"
     return f"{name}, {size:,} weights"
+
+
+def _cloud_model(path: Path) -> str:
+    model = CloudModel.load(path)
+    size = sum(p.numel() for part in (model.shape, model.cloud) for p in part.parameters())
+    return (
+        f"model {model.fingerprint}: jets as clouds, {model.config['cloud']['family']}, {size:,} "
+        f"weights\nknows: {model.reach()}; up to {model.most} constituents"
+    )
+
+
+def _clouds(path: Path) -> str:
+    found = read_clouds(path)
+    kinds = ", ".join(
+        f"{int((found.kind == k).sum())} {KIND_NAMES[k]}" for k in np.unique(found.kind)
+    )
+    return (
+        f"{len(found)} jets as clouds ({PARTICLES}, {JETS}) of {found.counts.min()} to "
+        f"{found.counts.max()} constituents\n{found.pt.min():.4g} to {found.pt.max():.4g} GeV, "
+        f"|η| up to {np.abs(found.eta).max():.3g}; {kinds}"
+    )
 
 
 def _inference(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Couplings are permutations that keep the noise's law, and straighten flows; so does reflow."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from core import build
-from core.coupling import Coupling, make_coupling, optimal_permutation
+from core.coupling import Coupling, make_coupling, match_points, optimal_permutation
 from core.diffusion import given_noise
 from core.errors import AleatorError
 from core.flow_matching import FlowMatching
@@ -170,3 +171,21 @@ def test_pairs_are_where_the_flow_goes(two_modes):
     assert torch.equal(noise[context["label"]], x)
     with pytest.raises(AleatorError, match="equal shapes"):
         PairData(noise, noise[:3], None, 4)
+
+
+@pytest.mark.exact
+def test_points_of_a_set_are_matched_within_it_and_padding_is_left_alone():
+    x, noise = normal(3, 5, 2), normal(3, 5, 2, seed=1)
+    mask = torch.arange(5) < torch.tensor([5, 3, 1])[:, None]
+    found = match_points(x, noise, mask)
+    for row in range(3):
+        n = int(mask[row].sum())
+        costs = [
+            (x[row, :n] - noise[row, list(order)]).square().sum()
+            for order in itertools.permutations(range(n))
+        ]
+        torch.testing.assert_close((x[row, :n] - found[row, :n]).square().sum(), min(costs))
+        a, b = (part[row, :n].sort(0).values for part in (found, noise))
+        assert torch.equal(a, b)  # a permutation: each noise exactly once
+    assert torch.equal(found[~mask], noise[~mask])
+    torch.testing.assert_close(match_points(x, x.flip(1)), x)
