@@ -97,7 +97,7 @@ def write_store(
     """
     path = check_output(path, cells.path, overwrite=overwrite)
     rows, facts = denoiser.rows(cells, output), denoiser.facts(cells, output)
-    if workers.elsewhere and getattr(_handle(cells.counts.matrix), "format", None) == "csc":
+    if workers.elsewhere and _by_genes(cells):
         raise AleatorError(
             f"{cells.source}: stored by genes (CSC), of which workers would read all for each "
             "cell; convert it to CSR, or use one process"
@@ -216,8 +216,15 @@ def _chunk(genes: int, output: Output) -> int:
     return CELLS * int(np.clip(TASK_BYTES // block, 1, READ // CELLS))
 
 
-def _handle(matrix: Any) -> Any:
-    return matrix.handle if isinstance(matrix, Stored) else matrix
+def _by_genes(cells: Cells) -> bool:
+    """Whether the source keeps the counts as CSC, as its copy then does."""
+    if cells.adata is not None:
+        layer = cells.slot.removeprefix("layers/")
+        matrix: Any = cells.adata.X if cells.slot == "X" else cells.adata.layers[layer]
+    else:
+        assert cells.path is not None
+        matrix = Stored(cells.path, cells.slot).handle
+    return getattr(matrix, "format", None) == "csc"
 
 
 def _fingerprint(cells: Cells) -> str:
