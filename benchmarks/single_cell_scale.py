@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -77,12 +76,13 @@ def write_store(path: Path, cells: int, genes: int) -> None:
 
 
 def measured(command: list[object]) -> dict[str, float]:
-    """CPU seconds, wall-clock and peak MB of a command of ours, which goes on if it was stopped."""
+    """CPU seconds, wall-clock and peak MB of a command of ours, which goes on if stopped."""
     started = time.perf_counter()
     arguments = [sys.executable, "-m", "pipelines.single_cell", *map(str, command)]
     process = subprocess.Popen(arguments, cwd=HERE.parent)
     _, status, used = os.wait4(process.pid, 0)
-    if process.returncode := os.waitstatus_to_exitcode(status):
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
         raise SystemExit(f"{' '.join(arguments[1:])} failed")
     wall = time.perf_counter() - started
     return {"cpu": used.ru_utime + used.ru_stime, "wall": wall, "mb": used.ru_maxrss / 1024}
