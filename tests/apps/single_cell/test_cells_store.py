@@ -150,9 +150,9 @@ def test_workers_of_a_scheduler_get_selected_cells_and_all_their_genes(tmp_path)
 
 def test_what_workers_cannot_do_is_refused_before_the_work(cells, tmp_path):
     workers, said = Workers(2), []
-    with pytest.raises(AleatorError, match="name the output .zarr"):
+    with pytest.raises(AleatorError, match=r"name the output \.zarr"):
         denoise(cells, tmp_path / "out.h5ad", workers, said=said)
-    with pytest.raises(AleatorError, match="name the output .zarr"):
+    with pytest.raises(AleatorError, match=r"name the output \.zarr"):
         denoise(cells, tmp_path / "out.zarr", workers, Output(sparse=0.1), said=said)
     with pytest.raises(AleatorError, match="workers=0"):
         Workers(0)
