@@ -2,7 +2,7 @@
 
     python benchmarks/single_cell_scale.py WORK [--cells 100000,1000000] [--genes 2000]
                                            [--steps 0] [--denoise 0] [--name single_cell_scale]
-                                           [--out FOLDER]
+                                           [--model MODEL] [--out FOLDER]
 
 WORK is a folder for the stores; what is there already is not made again. Synthetic cells: eight
 types with profiles of their own, about 300 molecules each. Training takes --steps steps of 128
@@ -10,7 +10,8 @@ cells (0: one epoch, every cell once), with the default options and their verdic
 `train` gives it. Denoising writes rates and intervals as float16 to Zarr, of all cells, or of a
 store of --denoise such cells. Each is a command of ours; peak memory is its resident set, CPU
 seconds are all of it, opening and checking of the counts included (of the last sitting only, where
-a benchmark that was stopped is given again).
+a benchmark that was stopped is given again). With --model, one of an earlier run, nothing is
+trained: all stores have the same eight types.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=0, help="0: one epoch")
     parser.add_argument("--denoise", type=int, default=0, help="cells; 0: all")
+    parser.add_argument("--model", type=Path, help="to denoise with; nothing is trained then")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--name", default="single_cell_scale", help="of the files in FOLDER")
     options = parser.parse_args(arguments)
@@ -104,7 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
         store = options.work / f"cells{cells}x{options.genes}.zarr"
         if not store.exists():
             write_store(store, cells, options.genes)
-        model, output = options.work / f"model{cells}", options.work / f"denoised{cells}.zarr"
+        model = options.model or options.work / f"model{cells}"
+        output = options.work / f"denoised{cells}.zarr"
         steps = options.steps or cells // BATCH
         done = min(options.denoise or cells, cells)
         part = store
@@ -123,6 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
             ],
         }
         for name, task in tasks.items():
+            if options.model and task[0] == "train":
+                continue
             rows.append({"cells": cells, "what": name, **measured(task)})
             print(rows[-1], file=sys.stderr, flush=True)
             columns = {"cells": "cells", "what": "task", "cpu": "CPU s", "wall": "wall-clock s"}
