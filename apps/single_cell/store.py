@@ -169,10 +169,12 @@ class Job:
         """Name -> rows start:stop of that array of the store."""
         rows = self._rows or self._load()
         size, names = stop - start, _layers(self.output)
-        shapes = dict.fromkeys(names, ((size, rows.counts.shape[1]), self.output.dtype))
+        genes, dtype = rows.counts.shape[1], self.output.dtype
+        shapes: dict[str, tuple[tuple[int, ...], str]]
+        shapes = dict.fromkeys(names, ((size, genes), dtype))
         shapes |= {LATENT: ((size, rows.model.latent_dim), "float32")}
         shapes |= dict.fromkeys((ELBO, OOD), ((size,), "float32"))
-        found = {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        found = {name: np.empty(shape, kind) for name, (shape, kind) in shapes.items()}
         for part in rows(start, stop):
             here = slice(part.start - start, part.stop - start)
             values = [*part.layers, part.latent, part.elbo, part.ood]
@@ -199,6 +201,7 @@ def _prepare(
         sizes=np.array(design.sizes, np.int64),
     )
     n, g = rows.counts.shape
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], str]]
     shapes = dict.fromkeys(_layers(rows.output), ((n, g), (CELLS, g), rows.output.dtype))
     shapes[LATENT] = ((n, rows.model.latent_dim), (chunk, rows.model.latent_dim), "float32")
     shapes |= dict.fromkeys((ELBO, OOD), ((n,), (chunk,), "float32"))
