@@ -2,18 +2,22 @@
 
     python benchmarks/climate_scale.py [--degrees 1] [--days 30,60] [--train-days 24,48]
                                        [--members 1] [--workers 2] [--work FOLDER] [--out FOLDER]
+                                       [--parts training,downscaling,killed,shares]
 
 Synthetic temperature (waves that drift and decay, a fixed relief, noise with a power law) is
 written as Zarr, day by day. A small model is trained from the fine fields (a quarter of a degree
 for one of 1 degree) with `memory=0`, that is from disk; another series of coarse fields is
 downscaled by the command line with Dask workers, in two lengths; one of the runs is killed and
 started again. Memory is what processes hold for themselves (anonymous pages), summed over all of a
-run, at its peak. How good the downscaling is, is no question here.
+run, at its peak. How good the downscaling is, is no question here. Tables that the folder of
+results holds already stay there, unless they are made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -23,11 +27,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
+import torch
 import xarray as xr
+from piecewise import added
 
+from apps.climate_downscaling.train import on_domain
+from core.registry import build
 from core.report import Row, Table, report, write_results, write_text
 
 HERE = Path(__file__).parent
@@ -51,6 +60,13 @@ SETTINGS = (
     "fit.validate_every=0",
     "memory=0",
 )
+NETWORKS: dict[str, dict[str, Any] | None] = {
+    "8 channels, 2 levels": None,
+    "32 channels, 3 levels": {"channels": 32, "multipliers": [1, 2, 2]},
+}
+"""The network that all else here uses, and one of the size that recipes have."""
+PARTS = ("training", "downscaling", "killed", "shares")
+"""Functions that make a table each."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,23 +80,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--chunk", type=int, default=2, help="days a task")
     parser.add_argument("--work", type=Path, default=Path("scale"), help="for data and outputs")
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated; default: all")
     options = parser.parse_args(arguments)
+    wanted = options.parts.split(",")
+    if unknown := set(wanted) - set(PARTS):
+        parser.error(f"{min(unknown)}: unknown; known are {', '.join(PARTS)}")
     options.work.mkdir(parents=True, exist_ok=True)
-    lengths = [int(n) for n in options.days.split(",")]
-    tables = [training(options, [int(n) for n in options.train_days.split(",")])]
-    tables.append(downscaling(options, lengths))
-    tables.append(killed(options, min(lengths)))
-    tables.append(shares(options))
-    results = write_results(options.out / "climate_scale.json", tables)
+    path = options.out / "climate_scale.json"
+    tables, made_by = added(path, [globals()[part](options) for part in PARTS if part in wanted])
+    results = write_results(path, tables, made_by=made_by)
     write_text(options.out / "climate_scale.md", report(results, "Downscaling at scale"))
     for found in tables:
         found.print()
 
 
-def training(options: argparse.Namespace, lengths: Sequence[int]) -> Table:
+def training(options: argparse.Namespace) -> Table:
     """Train from disk on series of several lengths; the last model is the one that is used."""
     rows = []
-    for days in lengths:
+    for days in numbers(options.train_days):
         data, model = options.work / f"fine_{days}.zarr", options.work / "model"
         write(data, days, options.degrees / FACTOR, seed=0)
         shutil.rmtree(model, ignore_errors=True)
@@ -98,12 +115,13 @@ def training(options: argparse.Namespace, lengths: Sequence[int]) -> Table:
         "wall": "wall (s)",
     }
     formats = dict.fromkeys(("field", "all", "peak", "wall"), ".0f")
-    title = f"Training from disk, {FACTOR}x to {options.degrees / FACTOR:g} degrees, global"
+    title = f"{scale(options)}: training from disk, global"
     return Table(rows, columns, formats, {}, title)
 
 
-def downscaling(options: argparse.Namespace, lengths: Sequence[int]) -> Table:
+def downscaling(options: argparse.Namespace) -> Table:
     """Downscale series of several lengths, and what a decade would take at that speed."""
+    lengths = numbers(options.days)
     rows: list[Row] = []
     walls: list[float] = []
     for days in lengths:
@@ -129,14 +147,15 @@ def downscaling(options: argparse.Namespace, lengths: Sequence[int]) -> Table:
     }
     formats = dict.fromkeys(("written", "peak", "wall", "points"), ".0f") | {"decade": ".1f"}
     title = (
-        f"Downscaling {options.degrees:g} degrees by {FACTOR}, members: {options.members}, "
+        f"{scale(options)}: downscaling, members: {options.members}, "
         f"Dask workers: {options.workers}"
     )
     return Table(rows, columns, formats, {}, title)
 
 
-def killed(options: argparse.Namespace, days: int) -> Table:
+def killed(options: argparse.Namespace) -> Table:
     """Kill a run with all its workers half way, start it again, compare with a whole one."""
+    days = min(numbers(options.days))
     source, output = options.work / f"coarse_{days}.zarr", options.work / "killed.zarr"
     whole = options.work / f"out_{days}.zarr"
     partial = output.with_name(output.name + ".partial")
@@ -161,44 +180,63 @@ def killed(options: argparse.Namespace, days: int) -> Table:
         "wall": "wall of the rest (s)",
         "apart": "largest difference (K)",
     }
-    title = "kill -9 of the command and its workers, then the same command again"
+    title = f"{scale(options)}: kill -9 of command and workers, then the same command again"
     return Table([row], columns, {"wall": ".0f", "apart": ".1e"}, {}, title)
 
 
-def shares(options: argparse.Namespace, days: int = 4) -> Table:
-    """Where the time of a day goes, in one process: the network, or all else."""
+def shares(options: argparse.Namespace, days: int = 2) -> Table:
+    """Where the time of a day goes, in one process: the network, or all else.
+
+    Both are times of the processor, which other work on the machine hardly changes. The network's
+    is that of the evaluations of a day, noted and made again by themselves.
+    """
     from apps.climate_downscaling.downscale import Downscaler
     from apps.climate_downscaling.job import Job
 
     source = sorted(options.work.glob("coarse_*.zarr"))[0]
-    downscaler = Downscaler.load(options.work / "model", "cpu")
-    spent = {"network": 0.0}
-    network = downscaler.model.trained
-    inner = network.denoiser.forward
-
-    def timed(*arguments: object, **more: object) -> object:
-        started = time.perf_counter()
-        found = inner(*arguments, **more)
-        spent["network"] += time.perf_counter() - started
-        return found
-
-    network.denoiser.forward = timed  # type: ignore[method-assign]
-    job = Job(options.work / "model", [str(source)], None, "cpu", members=options.members)
-    job.use(downscaler, downscaler.field(source))
-    started = time.perf_counter()
-    for first in range(0, days, options.chunk):
-        job(first, first + options.chunk)
-    total = time.perf_counter() - started
-    row = {"days": days, "total": total / days, "network": spent["network"] / days}
-    row["ratio"] = total / spent["network"]
+    rows = []
+    for title, net in NETWORKS.items():
+        downscaler = Downscaler.load(options.work / "model", "cpu")
+        if net:  # how long it takes does not depend on the weights
+            model = downscaler.model
+            words = {**model.config.residual.model, "net": net}
+            residual = dataclasses.replace(model.config.residual, model=words)
+            model.config = dataclasses.replace(model.config, residual=residual)
+            model.residual = on_domain(model, build(model.residual_config(residual.crop)))
+        denoiser = downscaler.model.trained.denoiser
+        job = Job(options.work / "model", [str(source)], None, "cpu", members=options.members)
+        job.use(downscaler, downscaler.field(source))
+        calls: list[tuple[Any, ...]] = []
+        noted = denoiser.register_forward_pre_hook(lambda _, given, to=calls: to.append(given))
+        job(0, 1)
+        noted.remove()
+        network = math.inf
+        for _ in range(2):
+            started = time.process_time()
+            with torch.no_grad():
+                for given in calls:
+                    denoiser(*given)
+            network = min(network, time.process_time() - started)
+        total = math.inf
+        for first in range(days):
+            started = time.process_time()
+            job(first, first + 1)
+            total = min(total, time.process_time() - started)
+        parameters = sum(p.numel() for p in denoiser.parameters())
+        row = {"net": title, "parameters": parameters, "calls": len(calls), "total": total}
+        rows.append(row | {"network": network, "ratio": total / network})
+        _say(f"{title}: {total:.2f} s a day, {network:.2f} s of these in the network")
     columns = {
-        "days": "days",
+        "net": "network",
+        "parameters": "parameters",
+        "calls": "tiles evaluated a day",
         "total": "seconds a day",
         "network": "of these in the network",
         "ratio": "all / network",
     }
-    formats = {"total": ".2f", "network": ".2f", "ratio": ".2f"}
-    return Table([row], columns, formats, {}, "Where the time goes, one process, nothing written")
+    formats = {"total": ".2f", "network": ".2f", "ratio": ".3f"}
+    title = f"{scale(options)}: where the processor's time goes, one thread, nothing written"
+    return Table(rows, columns, formats, {}, title)
 
 
 def _downscale(options: argparse.Namespace, source: Path, output: Path) -> list[str]:
@@ -265,6 +303,16 @@ def fields(days: int, lat: np.ndarray, lon: np.ndarray, seed: int) -> Iterator[n
         yield zonal - 3 * relief + (4 + relief) * weather
 
 
+def numbers(given: str) -> list[int]:
+    """Of a list with commas."""
+    return [int(n) for n in given.split(",")]
+
+
+def scale(options: argparse.Namespace) -> str:
+    """From what to what, for titles."""
+    return f"{options.degrees:g} to {options.degrees / FACTOR:g} degrees"
+
+
 def cells(degrees: float) -> int:
     """Of a global grid."""
     return round(180 / degrees) * round(360 / degrees)
@@ -290,7 +338,7 @@ def run(arguments: Sequence[str], stop: Callable[[], bool] | None = None) -> tup
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return time.perf_counter() - started, peak
-        time.sleep(0.1)
+        time.sleep(0.3)
     reader.join(timeout=5)
     if process.returncode:
         raise SystemExit(b"".join(last[-5:]).decode())

@@ -1,12 +1,13 @@
 """How few evaluations of the network an ensemble needs: scores against evaluations, per sampler.
 
     python benchmarks/climate_steps.py DATA [--cases era5_tas,...] [--models FOLDER]
-                                       [--evaluations 4,8,32] [--samplers 2m,unipc,ddim]
-                                       [--members 16] [--out FOLDER]
+                                       [--evaluations 4,8,32] [--samplers 2m,angle,...]
+                                       [--members 16] [--every 1] [--out FOLDER]
 
 The models are those of climate.py, trained before; the test times and the noise are the same in
 every row, so that differences are those of the sampler alone. `change` is the CRPS relative to
-the model's own sampler at the most evaluations.
+the first row, 2m at the most evaluations. What FOLDER holds of other cases, and of other samplers
+and counts of the same case, stays in the tables: they can be made piece by piece.
 """
 
 from __future__ import annotations
@@ -14,24 +15,33 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from climate import CASES, HERE, Case, _model
+from piecewise import added
 
 from apps.climate_downscaling.config import read_config
 from apps.climate_downscaling.evaluation import scores
+from apps.climate_downscaling.field import Field
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
-from apps.climate_downscaling.prepare import Prepared, open_prepared
+from apps.climate_downscaling.prepare import open_prepared
 from core.random import keyed_generator
 from core.report import Row, Table, report, write_results, write_text
 
-SAMPLERS = {
+SAMPLERS: dict[str, dict[str, Any]] = {
     "2m": {"name": "2m"},
     "unipc": {"name": "unipc"},
     "ddim": {"name": "ddim"},
+    "2m-karras": {"name": "2m", "grid": "karras"},
+    "unipc-karras": {"name": "unipc", "grid": "karras"},
+    "angle": {"name": "angle", "log_snr_max": 4.0},
+    "angle-karras": {"name": "angle", "grid": "karras", "log_snr_max": 4.0},
 }
+"""The last four are for few steps: of Gaussian data they keep most of the spread."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,17 +51,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cases", default=",".join(CASES), help="comma-separated; default: all")
     parser.add_argument("--models", type=Path, default=Path("models"), help="trained")
     parser.add_argument("--evaluations", default="4,8,32")
-    parser.add_argument("--samplers", default=",".join(SAMPLERS), help="default: all")
+    parser.add_argument("--samplers", default="2m,unipc,ddim", help=", ".join(SAMPLERS))
     parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--every", type=int, default=1, help="only every nth test time")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     counts = sorted(int(count) for count in options.evaluations.split(","))
+    for given, known in ((options.cases, CASES), (options.samplers, SAMPLERS)):
+        if unknown := set(given.split(",")) - set(known):
+            parser.error(f"{min(unknown)}: unknown; known are {', '.join(known)}")
     samplers = {name: SAMPLERS[name] for name in options.samplers.split(",")}
-    tables = [
-        run(CASES[name], options.data, options.models, options.members, counts, samplers)
-        for name in options.cases.split(",")
-    ]
-    results = write_results(options.out / "climate_steps.json", tables)
+    tables = [run(CASES[name], options, counts, samplers) for name in options.cases.split(",")]
+    path = options.out / "climate_steps.json"
+    tables, made_by = added(path, tables, joined)
+    results = write_results(path, tables, made_by=made_by)
     title = "Downscaling: evaluations of the network against scores"
     write_text(options.out / "climate_steps.md", report(results, title))
     for found in tables:
@@ -60,37 +73,40 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(
     case: Case,
-    data: Path,
-    models: Path,
-    members: int,
+    options: argparse.Namespace,
     counts: list[int],
-    samplers: dict[str, dict[str, str]],
+    samplers: dict[str, dict[str, Any]],
 ) -> Table:
-    """One case: every sampler at every number of evaluations, the best known one first."""
+    """One case: every sampler at every number of evaluations, the most first."""
+    data, members = options.data, options.members
     (source,) = (str(path) for path in sorted(data.glob(case.data)))
     recipe = next(iter(case.recipes))
     statics = {"statics": str(data / case.statics)}
     config = read_config(HERE / "recipes" / f"{recipe}.json", statics)
-    model = _model(models / recipe, source, config)
+    model = _model(options.models / recipe, source, config)
     prepared = open_prepared(source, config)
     v = model.names.index(case.variable)
-    truth = prepared.arrays(prepared.test)[0][:, v]
+    times = range(prepared.test.start, prepared.test.stop, options.every)
+    truth = prepared.arrays(prepared.test)[0][:: options.every, v]
     rows: list[Row] = []
     for name, sampler in samplers.items():
         for count in reversed(counts):
             started = time.perf_counter()
-            drawn = draw(model, prepared, members, {**sampler, "steps": count})[:, :, v]
+            drawn = draw(model, prepared.coarse, times, members, {**sampler, "steps": count})
             seconds = time.perf_counter() - started
-            found = scores(drawn, truth, amount=model.transforms.nonnegative[v])
-            reference = rows[0]["crps"] if rows else found["crps"]
-            change = 100 * (found["crps"] / reference - 1)
-            rows.append(
-                {"sampler": name, "evaluations": count, **found}
-                | {"change": change, "seconds": seconds}
-            )
-            print(f"{case.title}: {name} {count}, {change:+.1f} %", file=sys.stderr, flush=True)
+            found = scores(drawn[:, :, v], truth, amount=model.transforms.nonnegative[v])
+            row = {"sampler": name, "evaluations": count, **found, "seconds": seconds}
+            rows.append(row)
+            line = f"{case.title}: {name} {count}, CRPS {found['crps']:.4f}"
+            print(line, file=sys.stderr, flush=True)
+    return table(rows, f"{case.title}; {len(truth)} test times, {members} members")
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """Rows with their change from the first one."""
+    first = rows[0]["crps"]
     return Table(
-        rows,
+        [{**row, "change": 100 * (row["crps"] / first - 1)} for row in rows],
         {
             "sampler": "sampler",
             "evaluations": "evaluations",
@@ -99,31 +115,43 @@ def run(
             "rmse": "RMSE",
             "spread_skill": "spread/skill",
             "lsd": "LSD (dB)",
-            "seconds": "seconds",
         },
-        {"crps": ".4f", "change": "+.1f", "rmse": ".3f", "spread_skill": ".2f"}
-        | {"lsd": ".2f", "seconds": ".1f"},
+        {"crps": ".4f", "change": "+.1f", "rmse": ".3f", "spread_skill": ".2f", "lsd": ".2f"},
         {"crps": "min", "lsd": "min", "spread_skill": 1.0},
-        f"{case.title}; {len(truth)} test times, {members} members",
+        title,
     )
 
 
+def joined(old: Table, new: Table) -> Table:
+    """Rows of both; those that are made again take the place of the old ones."""
+    rows = {_name(row): row for row in (*old.rows, *new.rows)}
+    return table(sorted(rows.values(), key=_order), new.title)
+
+
+def _name(row: Row) -> tuple[str, int]:
+    return row["sampler"], row["evaluations"]
+
+
+def _order(row: Row) -> tuple[int, int]:
+    return list(SAMPLERS).index(row["sampler"]), -row["evaluations"]
+
+
 def draw(
-    model: DownscalingModel, prepared: Prepared, members: int, sampler: dict[str, object]
+    model: DownscalingModel,
+    field: Field,
+    times: range,
+    members: int,
+    sampler: dict[str, object],
 ) -> torch.Tensor:
-    """Members (M, T, V, H, W) of the test part, with the noise that `downscale` would take."""
-    field, test = prepared.coarse, prepared.test
-    coarse = torch.from_numpy(field.read(test.start, test.stop, allow_missing=True))
-    clock = clock_vector(field, model.clock, test.start, test.stop)
-    keys = field.time_keys()[test.start : test.stop]
-    out = np.empty((members, len(keys), len(model.names), *model.fine_grid.shape), np.float32)
-    for t, key in enumerate(keys.tolist()):
-        streams = [keyed_generator(0, member, key) for member in range(members)]
-        here = slice(t, t + 1)
-        drawn = model.sample(
-            coarse[here], clock[here], members, generator=streams, sampler=sampler
-        )
-        out[:, t] = drawn[:, 0].numpy()
+    """Members (M, T, V, H, W) of some times, with the noise that `downscale` would take."""
+    keys = field.time_keys()
+    out = np.empty((members, len(times), len(model.names), *model.fine_grid.shape), np.float32)
+    for i, t in enumerate(times):
+        coarse = torch.from_numpy(field.read(t, t + 1, allow_missing=True))
+        clock = clock_vector(field, model.clock, t, t + 1)
+        streams = [keyed_generator(0, member, int(keys[t])) for member in range(members)]
+        drawn = model.sample(coarse, clock, members, generator=streams, sampler=sampler)
+        out[:, i] = drawn[:, 0].numpy()
     return torch.from_numpy(out)
 
 

@@ -1,10 +1,12 @@
 """The bundled weights on every set, beside the model without negatives that they grew from.
 
-    python benchmarks/driving_bundled.py DATA VALIDATION --none MODELS/base1000 [--out FOLDER]
+    python benchmarks/driving_bundled.py DATA VALIDATION --none MODELS/base1000 [--sets NAME,...]
+                                         [--add] [--out FOLDER]
 
 DATA is that of `driving.py`; VALIDATION what `driving_shift.py` wrote. The rows are scores of the
 bundled model; the row without negatives has the score of the highest AP of those that need none,
-and looks at the same scales.
+and looks at the same scales. With --add, tables of other sets that are in the results already
+stay, if they are of the same two models.
 Intervals (90 %) are of a paired bootstrap over frames.
 """
 
@@ -19,15 +21,16 @@ import numpy as np
 
 from apps.anomaly_driving.bootstrap import FrameCounts, intervals
 from apps.anomaly_driving.closed import frames_miou
-from apps.anomaly_driving.data import open_data
+from apps.anomaly_driving.data import Driving, open_data
 from apps.anomaly_driving.frames import read_frames
 from apps.anomaly_driving.model import CAMVID, AnomalyModel, load
 from apps.anomaly_driving.network import Network, Scorer, open_network
 from apps.anomaly_driving.pixel_metrics import PixelCounts, frame_counts
 from apps.anomaly_driving.using import BUNDLED_MODEL, default_scores
+from core.errors import AleatorError
 from core.progress import progress_bar
 from core.random import keyed_generator
-from core.report import Row, Table, report, write_results, write_text
+from core.report import Row, Table, read_results, report, write_results, write_text
 
 HERE = Path(__file__).parent
 SETS = (
@@ -47,19 +50,41 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("validation", type=Path, help="what driving_shift.py wrote")
     parser.add_argument("--none", type=Path, required=True, help="model without negatives")
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated; default: all")
+    parser.add_argument("--add", action="store_true", help="to the results that are there")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
-    ours, none = (_at_same_scales(path) for path in (BUNDLED_MODEL, options.none))
-    tables = [closed_table(ours, none, options.data / "camvid" / "val")]
+    ours, none = (at_bundled_scales(path) for path in (BUNDLED_MODEL, options.none))
+    kept, models = (
+        options.out / "driving_bundled.json",
+        [m.model.fingerprint for m in (ours, none)],
+    )
+    tables = earlier(kept, models) if options.add else []
+    if not tables:
+        tables = [closed_table(ours, none, options.data / "camvid" / "val")]
     for name in options.sets.split(","):
         folder = next(f / name for f in (options.data, options.validation) if (f / name).is_dir())
-        tables.append(set_table(folder, ours, none))
-        tables[-1].print()
-        results = write_results(options.out / "driving_bundled.json", tables)
-        write_text(options.out / "driving_bundled.md", report(results, "The bundled weights"))
+        table = set_table(folder, ours, none)
+        table.print()
+        tables = [other for other in tables if other.title != table.title] + [table]
+        results = write_results(kept, tables, models=models)
+        write_text(kept.with_suffix(".md"), report(results, "The bundled weights"))
 
 
-def _at_same_scales(path: Path) -> Network:
+def earlier(path: Path, models: list[str]) -> list[Table]:
+    """Tables of these models that an earlier run wrote; none if there are none.
+
+    Raises:
+        AleatorError: they are of other models.
+    """
+    if not path.exists():
+        return []
+    results, tables = read_results(path)
+    if results.get("models") != models:
+        raise AleatorError(f"{path}: of other models than {', '.join(models)}; leave --add out")
+    return tables
+
+
+def at_bundled_scales(path: Path) -> Network:
     """A model that looks at the bundled model's scales."""
     network, scales = open_network(path), load(BUNDLED_MODEL).config.scales
     assert isinstance(network.model, AnomalyModel)
@@ -98,10 +123,15 @@ Counted = tuple[PixelCounts, FrameCounts]
 
 
 def counts(network: Network, folder: Path, names: tuple[str, ...]) -> Mapping[str, Counted]:
-    """One pass over a set."""
-    scorer, data = Scorer(network, names), open_data(folder).labelled()
+    """One pass over the set of a folder."""
+    return tallied(network, open_data(folder).labelled(), names)
+
+
+def tallied(network: Network, data: Driving, names: tuple[str, ...]) -> Mapping[str, Counted]:
+    """One pass over labelled frames."""
+    scorer = Scorer(network, names)
     found = {name: (PixelCounts(), FrameCounts()) for name in names}
-    with progress_bar(len(data), f"frames of {folder.name}") as advance:
+    with progress_bar(len(data), f"frames of {data.root.name}") as advance:
         for sample in data.samples():
             assert sample.anomaly is not None
             for name, score in scorer(sample.image, sample.frame.image).scores.items():

@@ -97,7 +97,7 @@ def run_scvi(
     """
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "in.npz", keep or Path(folder) / "out.npz"
-        if not found.exists():
+        if not _whole(found):
             found.parent.mkdir(parents=True, exist_ok=True)
             more = {} if library is None else {"library": library}
             np.savez(
@@ -113,3 +113,11 @@ def run_scvi(
             version = f"scvi-tools {out['version']}, torch {out['torch']}"
             numbers = (float(out[name]) for name in ("trained", "seconds", "peak", "cpu"))
             return Ran(out["out"], *numbers, version)
+
+
+def _whole(found: Path) -> bool:
+    """Whether a run is there with all that is asked of it."""
+    if not found.exists():
+        return False
+    with np.load(found) as out:
+        return {"out", "trained", "seconds", "peak", "cpu"} <= set(out.files)

@@ -12,7 +12,8 @@ Reference: Bar-Tal et al. (2023), "MultiDiffusion", arXiv:2302.08113.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,32 +90,16 @@ class Tiles:
         height, width = x_t.shape[-2:]
         if self.size >= height and self.size >= width:
             return denoiser(x_t, t, context)
-        total, fraction, weights = torch.zeros_like(x_t), None, x_t.new_zeros(height, width)
-        point = None
-        for rows, columns, weight in self._pieces(height, width, x_t):
-            cut = _Cut(rows, columns, (height, width))
+        total, fraction, point = torch.zeros_like(x_t), None, None
+        for cut, weight in _plan(self, height, width, x_t.dtype, x_t.device):
             found = denoiser(cut(x_t), t, map_context(context, cut))
             point = found.point
-            where = (..., rows[:, None], columns)
-            total[where] += weight * found.mean
-            weights[where] += weight
+            cut.add(total, weight * found.mean)
             if found.variance_fraction is not None:
                 fraction = torch.zeros_like(x_t) if fraction is None else fraction
-                fraction[where] += weight * found.variance_fraction
+                cut.add(fraction, weight * found.variance_fraction)
         assert point is not None
-        fraction = None if fraction is None else fraction / weights
-        return Posterior(total / weights, x_t, point, fraction)
-
-    def _pieces(
-        self, height: int, width: int, like: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows, columns and weights of every tile."""
-        for top in self.starts(height):
-            rows, down = self._span(top, height, False)
-            for left in self.starts(width, self.periodic_x):
-                columns, across = self._span(left, width, self.periodic_x)
-                weight = torch.outer(down, across).to(like)
-                yield rows.to(like.device), columns.to(like.device), weight
+        return Posterior(total, x_t, point, fraction)
 
     def _span(self, start: int, length: int, periodic: bool) -> tuple[Tensor, Tensor]:
         """Pixels of a tile along an axis, and their weights."""
@@ -140,10 +125,17 @@ class Tiles:
 
 
 class _Cut:
-    """A piece of every tensor that has the size of the field."""
+    """A piece of every tensor that has the size of the field, in slices: views, no copies.
+
+    A tile that wraps around is two pieces side by side.
+    """
 
     def __init__(self, rows: Tensor, columns: Tensor, shape: tuple[int, int]) -> None:
-        self.rows, self.columns, self.shape = rows, columns, shape
+        self.rows = slice(int(rows[0]), int(rows[-1]) + 1)
+        breaks = (columns.diff() != 1).nonzero()[:, 0] + 1
+        runs = columns.tensor_split(breaks)
+        self.columns = [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
+        self.shape = shape
 
     def __call__(self, tensor: Tensor) -> Tensor:
         if tensor.dim() < 4:
@@ -153,4 +145,33 @@ class _Cut:
                 f"tiles: a context field of {tuple(tensor.shape[-2:])} pixels for a field of "
                 f"{self.shape}; interpolate it first"
             )
-        return tensor[..., self.rows[:, None], self.columns]
+        rows = tensor[..., self.rows, :]
+        runs = [rows[..., columns] for columns in self.columns]
+        return runs[0] if len(runs) == 1 else torch.cat(runs, -1)
+
+    def add(self, total: Tensor, piece: Tensor) -> None:
+        """Add to the field what belongs to this piece of it."""
+        rows, first = total[..., self.rows, :], 0
+        for columns in self.columns:
+            last = first + columns.stop - columns.start
+            rows[..., columns] += piece[..., first:last]
+            first = last
+
+
+@functools.lru_cache(maxsize=16)
+def _plan(
+    tiles: Tiles, height: int, width: int, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[_Cut, Tensor], ...]:
+    """Every tile of a field, and its share of the blend: the shares of a pixel sum to one."""
+    cuts, weights, total = [], [], torch.zeros(height, width, dtype=torch.float64)
+    for top in tiles.starts(height):
+        rows, down = tiles._span(top, height, False)
+        for left in tiles.starts(width, tiles.periodic_x):
+            columns, across = tiles._span(left, width, tiles.periodic_x)
+            cuts.append(_Cut(rows, columns, (height, width)))
+            weights.append(torch.outer(down.double(), across.double()))
+            cuts[-1].add(total, weights[-1])
+    shares = [
+        weight / cut(total[None, None])[0, 0] for cut, weight in zip(cuts, weights, strict=True)
+    ]
+    return tuple((cut, share.to(device, dtype)) for cut, share in zip(cuts, shares, strict=True))

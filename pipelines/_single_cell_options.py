@@ -38,7 +38,11 @@ TargetSum = Annotated[
 ToBatch = Annotated[str | None, typer.Option(help="Decode as if all cells were of this batch.")]
 Log = Annotated[bool, typer.Option("--log", help="Also expected log-normalised expression.")]
 Estimate = Annotated[
-    str, typer.Option(help="balanced (varies as rates do) or mean (of the posterior).")
+    str,
+    typer.Option(
+        help="balanced (varies as rates do), mean (of the posterior), or expressed (zero where a "
+        "cell does not express the gene)."
+    ),
 ]
 LabelKey = Annotated[
     str | None, typer.Option(help="Column of types: measure mixing and keeping apart.")

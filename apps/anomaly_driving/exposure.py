@@ -20,10 +20,12 @@ from torch import Tensor
 from apps.anomaly_driving.augment import AugmentConfig, dressed, relight
 from apps.anomaly_driving.losses import (
     LossConfig,
+    forgotten,
     known_cross_entropy,
     mean_of,
     outlier_cross_entropy,
     raised_density,
+    sunken_density,
     uniform_divergence,
 )
 from apps.anomaly_driving.model import AnomalyModel
@@ -43,6 +45,7 @@ class Exposure(GenerativeModel):
         augment: AugmentConfig,
         class_weights: Tensor | None = None,
         bfloat16: bool = False,
+        start: AnomalyModel | None = None,
     ) -> None:
         """Assemble.
 
@@ -53,11 +56,14 @@ class Exposure(GenerativeModel):
             augment: light and colour, after pasting.
             class_weights: (K,) in the cross-entropy.
             bfloat16: run the network in mixed precision.
+            start: model whose answers on the known are kept; needed for `loss.keep`.
         """
         super().__init__()
         self.model, self.mixer = model, mixer
         self.weights, self.augment = loss, augment
         self.class_weights, self.mixed_precision = class_weights, bfloat16
+        # in a tuple, so that it is no part of what is trained, averaged and saved
+        self.start = (start.eval().requires_grad_(False),) if start is not None else ()
         self.event_shape = torch.Size((3, augment.height, augment.width))
         self.context_shape = self.event_shape
 
@@ -72,19 +78,30 @@ class Exposure(GenerativeModel):
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             known = len(self.model.classes)
-            x = dressed(x, labels, known, self.augment.dress, generator)
-            mixed: Mixed = self.mixer(x, labels, generator)
+            worn = dressed(x, labels, known, self.augment.dress, generator)
+            mixed: Mixed = self.mixer(worn, labels, generator)
             images = relight(mixed.images, self.augment, generator)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed_precision):
             seen = self.model(images)
+            before = self._before(x)
         terms = self._terms(seen.logits, seen.d_out, mixed)
+        if before is not None:
+            clean = (mixed.labels != self.model.void) & ~mixed.known
+            terms["keep"] = self.weights.keep * mean_of(forgotten(seen.logits, before), clean)
         value = torch.stack(list(terms.values())).sum(0)
-        flow = self.mixer.likelihood_loss(x, generator)
+        flow = self.mixer.likelihood_loss(worn, generator)
         if flow is not None:
             weighted, nll = flow
             value = value + weighted
             terms["flow"] = nll.expand(len(x))
         return Loss(value, {name: term.detach() for name, term in terms.items()})
+
+    @torch.no_grad()
+    def _before(self, images: Tensor) -> Tensor | None:
+        """What the model that this training started from says of pictures as they were taken."""
+        if not self.weights.keep or not self.start:
+            return None
+        return self.start[0].to(images.device)(images).logits
 
     def _terms(self, logits: Tensor, d_out: Tensor | None, mixed: Mixed) -> dict[str, Tensor]:
         w, void = self.weights, self.model.void
@@ -98,6 +115,8 @@ class Exposure(GenerativeModel):
         if w.energy:
             cost = raised_density(logits, w.margin)
             terms["energy"] = w.energy * mean_of(cost, negative)
+        if w.raised:
+            terms["raised"] = w.raised * mean_of(sunken_density(logits, w.floor), known)
         if w.d_out and d_out is not None:
             bce = outlier_cross_entropy(d_out, negative, known, w.balance)
             terms["d_out"] = w.d_out * bce

@@ -1,12 +1,19 @@
 r"""What training minimises: known pixels by their class, negatives towards not knowing.
 
     L = CE(known) + β_u · D(p(y|x), uniform) + β_o · BCE(d_out) + β_e · softplus(log p̂(x) - m)
+        + β_f · softplus(f - log p̂(x)) + β_k · KL(p_start(y|x₀) ‖ p(y|x))
 
 The second and the last term act on pasted negatives: the divergence D from the uniform law
 (Jensen–Shannon, or the cross-entropy KL(u ‖ p) up to a constant), and a soft hinge that lowers
 log p̂ = logsumexp of the logits below a margin m, which energy and max-logit scores feel.
+The cross-entropy does not feel log p̂: a shift of all logits is free. The floor f holds it up on
+known pixels, so that a known tree that looks like a negative's grain does not sink with it. The
+last term acts on known pixels that nothing was pasted on: a training that goes on from a model
+keeps what that model said of the picture x₀ before it was pasted into and relit.
 References: Grcić, Bevandić, Kalafatić, Šegvić (2021) arXiv:2112.12833 (Jensen–Shannon); Grcić,
-Bevandić, Šegvić (2022) arXiv:2207.02606 (d_out, log p̂); Hendrycks et al. (2019) arXiv:1812.04606.
+Bevandić, Šegvić (2022) arXiv:2207.02606 (d_out, log p̂); Hendrycks et al. (2019) arXiv:1812.04606;
+Liu et al. (2020) arXiv:2010.03759 (an energy bounded on both sides); Li, Hoiem (2016)
+arXiv:1606.09282 (learning without forgetting).
 """
 
 from __future__ import annotations
@@ -32,7 +39,11 @@ class LossConfig:
         d_out: β_o, on all pixels, both sides weighed alike up to `balance`.
         balance: most that a negative pixel counts against a known one in the d_out term.
         energy: β_e, on negatives.
-        margin: m; known pixels are pushed above it by nothing but their class.
+        margin: m.
+        raised: β_f, on known pixels; 0 to push them up by nothing but their class.
+        floor: f.
+        keep: β_k, on known pixels, if the training goes on from a model; 0 for a free hand.
+        keep_of: folder of the model whose answers are kept; that gone on from if None.
         class_power: classes count by share^-power in the cross-entropy; 0 for alike.
     """
 
@@ -42,10 +53,14 @@ class LossConfig:
     balance: float = 4.0
     energy: float = 0.1
     margin: float = 0.0
+    raised: float = 0.0
+    floor: float = 4.0
+    keep: float = 0.0
+    keep_of: str | None = None
     class_power: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("uniform", "d_out", "energy", "class_power"):
+        for name in ("uniform", "d_out", "energy", "raised", "keep", "class_power"):
             if not getattr(self, name) >= 0:
                 raise AleatorError(f"loss.{name}={getattr(self, name)}: it must not be negative")
         if self.balance <= 0:
@@ -105,6 +120,17 @@ def outlier_cross_entropy(d_out: Tensor, negative: Tensor, known: Tensor, most: 
 def raised_density(logits: Tensor, margin: float) -> Tensor:
     """softplus(logsumexp - margin), (B, H, W): what a negative's unnormalised density costs."""
     return F.softplus(logits.logsumexp(1) - margin)
+
+
+def sunken_density(logits: Tensor, floor: float) -> Tensor:
+    """softplus(floor - logsumexp), (B, H, W): what a known pixel's costs."""
+    return F.softplus(floor - logits.logsumexp(1))
+
+
+def forgotten(logits: Tensor, before: Tensor) -> Tensor:
+    """KL(p_before ‖ p) of the softmax of logits (B, K, H, W), (B, H, W), in nats."""
+    log_before = before.log_softmax(1)
+    return (log_before.exp() * (log_before - logits.log_softmax(1))).sum(1)
 
 
 def mean_of(each: Tensor, where: Tensor) -> Tensor:

@@ -71,6 +71,8 @@ def train(
     Raises:
         AleatorError: bad data or options, or a model is there already.
     """
+    if config.loss.keep and start is None and config.loss.keep_of is None:
+        raise AleatorError("loss.keep needs a model to go on from: --start MODEL")
     judge = validation or data / "val"
     _check(output, overwrite, judge, data)
     config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
@@ -89,6 +91,7 @@ def train(
         *(model, mixer, config.loss, config.augment),
         class_weights=class_weights(frames, config.loss.class_power),
         bfloat16=config.fit.precision == "bf16-mixed",
+        start=what_is_kept(config, start, model),
     )
     fitted = fit(
         exposure,
@@ -186,6 +189,24 @@ def initial_model(
     if weights is not None:
         _put_in(model, weights)
     return model
+
+
+def what_is_kept(config: Config, start: Path | None, model: AnomalyModel) -> AnomalyModel | None:
+    """The model whose answers on the known are kept; None for a free hand.
+
+    Raises:
+        AleatorError: it is of other classes than the model that is trained.
+    """
+    folder = Path(config.loss.keep_of) if config.loss.keep_of else start
+    if not config.loss.keep or folder is None:
+        return None
+    kept = load(folder)
+    if (kept.classes, kept.void) != (model.classes, model.void):
+        raise AleatorError(
+            f"{folder}: its answers cannot be kept, it is a model of the classes "
+            f"{', '.join(kept.classes)}, not {', '.join(model.classes)}"
+        )
+    return kept
 
 
 def _put_in(model: AnomalyModel, path: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from apps.climate_downscaling.config import Config, parse_config
 from apps.climate_downscaling.conserve import block_mean, project, upsample_nearest
 from apps.climate_downscaling.dispersion import Dispersion
-from apps.climate_downscaling.families import Condition, family_config, sampler_of
+from apps.climate_downscaling.families import Condition, family_config, overridden, sampler_of
 from apps.climate_downscaling.field import Field, Variable
 from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.mean import LocalRidge, upsample
@@ -251,7 +251,7 @@ class DownscalingModel:
     def sampler(self, over: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """The config's sampler with some options changed; None of families that have none."""
         own = sampler_of(self.trained, self.config.residual.sampler)
-        return own if own is None else {**own, **(over or {})}
+        return own if own is None else overridden(self.trained, own, over or {})
 
     def inflated(self, drawn: Tensor) -> Tensor:
         """Residuals, or their scale, times the model's factor."""

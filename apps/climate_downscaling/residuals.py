@@ -40,8 +40,11 @@ from core.model import GenerativeModel
 from core.random import keyed_generator
 from core.training import Batches
 
-MOST_VALUES = 2**25
-"""Of a field that is looked at whole, at once: errors of the mean, residuals to judge with."""
+MOST_VALUES = 2**22
+"""Of a field that is looked at whole, at once: errors of the mean, residuals to judge with. Some
+twenty such arrays are held for the spread of errors: this bounds memory, whatever the length."""
+MOST_DRAWN = 2**19
+"""Values of members that are drawn in one batch to judge a network."""
 OWN_SHARE = 0.25
 """How often a batch is of the model's own position rather than of a shifted one."""
 
@@ -318,13 +321,20 @@ class Validation:
     def draw(self, network: GenerativeModel, members: int) -> Tensor:
         """(M, N, V, H, W) members, always from the same noise."""
         device = next(network.parameters()).device
-        keys = [keyed_generator(0, m, int(i)) for m in range(members) for i in self.index]
-        return network.sample(
-            (members,),
-            {name: value.to(device) for name, value in self.context.items()},
-            sampler=sampler_of(network, self.model.config.residual.sampler),
-            generator=keys,
-        ).cpu()
+        some = max(1, MOST_DRAWN // (members * self.truth[0].numel()))
+        parts = []
+        for rows in torch.arange(len(self.index)).split(some):
+            keys = [
+                keyed_generator(0, m, int(i)) for m in range(members) for i in self.index[rows]
+            ]
+            drawn = network.sample(
+                (members,),
+                {name: value[rows].to(device) for name, value in self.context.items()},
+                sampler=sampler_of(network, self.model.config.residual.sampler),
+                generator=keys,
+            )
+            parts.append(drawn.cpu())
+        return torch.cat(parts, 1)
 
     def score(self, network: GenerativeModel) -> float:
         """Fair CRPS of normalised residuals."""

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from core.errors import AleatorError
 
-PIECE_BYTES = 2**26
-"""Of the fields that are worked on at once."""
+PIECE_BYTES = 2**23
+"""Of the fields that are worked on at once; a regression holds some twenty arrays of that size."""
 CHUNK = 32
 """Neighbouring times that are read together in training from disk."""
 BUFFER = 16

@@ -24,6 +24,7 @@ from apps.single_cell.config import Config
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Covariates
 from apps.single_cell.data import Source, open_cells
+from apps.single_cell.expressed import learn_levels
 from apps.single_cell.fitting import fit_model
 from apps.single_cell.layers import Output
 from apps.single_cell.model import CellVAE
@@ -269,6 +270,10 @@ class Denoiser:
             )
         known = cells.aligned(self.genes)
         design = self.covariates.encode(cells.obs, cells.source)
+        levels = None
+        if output.rates and output.estimate == "expressed":
+            same: dict[str, Any] = {"draws": output.draws, "seed": output.seed}
+            levels = learn_levels(self.model, known.counts, design, **same, first=cells.index)
         return Rows(
             self.model,
             self.surprise,
@@ -278,6 +283,7 @@ class Denoiser:
             cells.index,
             output,
             targets_of(self.covariates, design, output.batch),
+            levels,
         )
 
     def blocks(self, cells: Cells, output: Output) -> Blocks:

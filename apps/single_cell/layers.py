@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from apps.single_cell.expressed import Levels
 from apps.single_cell.posterior import DRAWS, Place, Rates
 from core.errors import AleatorError
 
 AVERAGE = "average of all"
 """In place of a batch: decode with each of them, and take the mean."""
 
-ESTIMATES = ("balanced", "mean")
+ESTIMATES = ("balanced", "mean", "expressed")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Output:
         samples: draws of the rates from their posterior, each a layer _sample0, _sample1, ...
         sparse: write layers as CSR, values below this as zero; None writes all of them.
         estimate: what is called denoised: "balanced" between the posterior mean and an estimate
-            that varies over cells as the rates do (`posterior.balanced`), or the posterior "mean".
+            that varies over cells as the rates do (`posterior.balanced`), the posterior "mean", or
+            "expressed", zero where a cell does not express the gene (`expressed.Levels`).
     """
 
     target_sum: float | None = None
@@ -66,6 +68,8 @@ class Output:
             raise AleatorError("sparse layers are float32: SciPy has no sparse float16")
         if self.estimate not in ESTIMATES:
             raise AleatorError(f"estimate={self.estimate!r}; known: {', '.join(ESTIMATES)}")
+        if self.estimate == "expressed" and self.batch is not None:
+            raise AleatorError("estimate='expressed' is of the cells' own batches only")
         if self.dtype not in ("float32", "float16"):
             raise AleatorError(f"dtype={self.dtype!r}; known: float32, float16")
 
@@ -97,12 +101,16 @@ def expected_log(mean: np.ndarray, shape: np.ndarray, nodes: int = 12) -> np.nda
 
 
 def layer_values(
-    part: Rates, library: np.ndarray, output: Output, samples: Sequence[np.ndarray] = ()
+    part: Rates,
+    library: np.ndarray,
+    output: Output,
+    samples: Sequence[np.ndarray] = (),
+    levels: Levels | None = None,
 ) -> list[np.ndarray]:
     """Values (B, G) of each layer, for cells of library sizes (B,); samples of rates come last."""
     low, high = part.interval(output.level)
     scale = 1.0 if output.target_sum is None else (output.target_sum / library)[:, None]
-    arrays = [point(part, output.estimate, (low, high)) * scale, low * scale, high * scale]
+    arrays = [point(part, output.estimate, (low, high), levels) * scale, low * scale, high * scale]
     if output.log:
         arrays.append(expected_log(part.mean * (1e4 / library)[:, None], part.shape))
     arrays += [sample * scale for sample in samples]
@@ -112,15 +120,24 @@ def layer_values(
 
 
 def point(
-    part: Rates, estimate: str = "balanced", interval: tuple[np.ndarray, np.ndarray] | None = None
+    part: Rates,
+    estimate: str = "balanced",
+    interval: tuple[np.ndarray, np.ndarray] | None = None,
+    levels: Levels | None = None,
 ) -> np.ndarray:
-    """The value (B, G) that stands for each rate: an estimate, inside its credible interval.
+    """The value (B, G) that stands for each rate.
 
     Args:
         part: rates.
         estimate: see `Output`; the mean where rates are of other covariates than the cells' own.
+            A balanced one is inside its credible interval.
         interval: two of (B, G); 90 % if None.
+        levels: of the genes, which "expressed" needs.
     """
+    if estimate == "expressed":
+        if levels is None:
+            raise AleatorError("estimate='expressed' needs levels, see expressed.learn_levels")
+        return levels.estimate(part)
     if estimate == "mean" or part.balanced is None:
         return part.mean
     low, high = interval or part.interval()

@@ -44,6 +44,8 @@ class Rates:
         elbo: ln p(x) from below, (B,) nats.
         balanced: between the mean and an estimate that varies as the rates do, see `balanced`;
             (B, G), None where counts say nothing (rates under other covariates).
+        counts: x (B, G), likewise.
+        dispersion: θ (1, G) or (B, G); None for Poisson.
     """
 
     start: int
@@ -53,6 +55,8 @@ class Rates:
     latent: np.ndarray
     elbo: np.ndarray
     balanced: np.ndarray | None = None
+    counts: np.ndarray | None = None
+    dispersion: np.ndarray | None = None
 
     @property
     def shape(self) -> np.ndarray:
@@ -89,9 +93,14 @@ def balanced(mean: Tensor, counts: Tensor, dispersion: Tensor) -> Tensor:
     References: Louis (1984) doi:10.1080/01621459.1984.10478062; Ghosh (1992)
     doi:10.1080/01621459.1992.10475236.
     """
-    mu = mean * dispersion / (dispersion + (counts - mean)).clamp(min=1e-6)
+    mu = before_count(mean, counts, dispersion)
     w = mu / (mu + dispersion)
     return (mean + 0.5 * (w.sqrt() - w) * (counts - mu)).clamp_(min=0)
+
+
+def before_count(mean: Tensor, counts: Tensor, dispersion: Tensor) -> Tensor:
+    """The μ (B, G) whose posterior mean, with counts x and dispersion θ, is the given one."""
+    return mean * dispersion / (dispersion + (counts - mean)).clamp(min=1e-6)
 
 
 def rates(
@@ -170,6 +179,8 @@ def _block(
         q.mean.numpy(),
         (log_p - kl).numpy(),
         None if others else between.numpy(),
+        None if others else x.numpy(),
+        None if law.log_dispersion is None else law.dispersion.numpy(),
     )
 
 

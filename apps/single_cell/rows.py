@@ -15,6 +15,7 @@ import torch
 
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Covariates, Design
+from apps.single_cell.expressed import Levels
 from apps.single_cell.layers import AVERAGE, Output, among_all, layer_values
 from apps.single_cell.model import CellVAE, make_context
 from apps.single_cell.ood import Surprise
@@ -59,6 +60,7 @@ class Rows:
         index: (N,) places of the cells in their file.
         output: what to write.
         targets: covariates to decode with instead of their own, see `targets_of`.
+        levels: of the genes, where the estimate needs them.
     """
 
     model: CellVAE
@@ -69,6 +71,7 @@ class Rows:
     index: np.ndarray
     output: Output
     targets: tuple[Design, ...] = ()
+    levels: Levels | None = None
 
     def __call__(self, start: int, stop: int) -> Iterator[Part]:
         """Cells start:stop, block by block; start is a multiple of `posterior.CELLS`."""
@@ -123,7 +126,7 @@ class Rows:
             context = make_context(library, design, slice(None))
             options = (self.output.samples, self.output.seed, keys)
             drawn = list(sample_rates(self.model, x, context, *options).numpy())
-        return layer_values(part, library, self.output, drawn)
+        return layer_values(part, library, self.output, drawn, self.levels)
 
 
 def targets_of(covariates: Covariates, design: Design, batch: str | None) -> tuple[Design, ...]:

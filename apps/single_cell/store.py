@@ -19,6 +19,7 @@ import numpy as np
 from apps.single_cell.cells import Cells
 from apps.single_cell.counts import Counts, Stored
 from apps.single_cell.covariates import Design
+from apps.single_cell.expressed import Levels
 from apps.single_cell.layers import Output
 from apps.single_cell.output import check_output, copy_cells, make_room
 from apps.single_cell.posterior import CELLS
@@ -160,10 +161,12 @@ class Job:
         with np.load(self.folder / "work" / "cells.npz") as kept:
             design = Design(kept["codes"], kept["values"], tuple(map(int, kept["sizes"])))
             genes, index = kept["genes"], kept["index"]
+            levels = Levels(kept["dispersion"], kept["threshold"]) if "threshold" in kept else None
         counts = Counts(Stored(self.folder / "data", self.slot))
         targets = targets_of(denoiser.covariates, design, self.output.batch)
         cells = (counts, genes, design, index)
-        return self.use(Rows(denoiser.model, denoiser.surprise, *cells, self.output, targets))
+        model = (denoiser.model, denoiser.surprise)
+        return self.use(Rows(*model, *cells, self.output, targets, levels))
 
     def __call__(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
         """Name -> rows start:stop of that array of the store."""
@@ -191,7 +194,7 @@ def _prepare(
 ) -> None:
     """Room in the store, and all that a worker needs to fill it."""
     denoiser.save(kept.work / "model")
-    design = rows.design
+    design, levels = rows.design, {} if rows.levels is None else vars(rows.levels)
     np.savez(
         kept.work / "cells.npz",
         genes=rows.genes,
@@ -199,6 +202,7 @@ def _prepare(
         codes=design.codes,
         values=design.values,
         sizes=np.array(design.sizes, np.int64),
+        **levels,
     )
     n, g = rows.counts.shape
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], str]]

@@ -8,11 +8,12 @@ from typing import Any
 
 from core.errors import AleatorError
 from core.solvers.base import Denoise, Sampler
-from core.solvers.deterministic import DDIM, Euler, Heun, ProbabilityFlow, TwoM, UniPC
+from core.solvers.deterministic import DDIM, Angle, Euler, Heun, ProbabilityFlow, TwoM, UniPC
 from core.solvers.stochastic import Ancestral, EulerMaruyama
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "2m": TwoM,
+    "angle": Angle,
     "ddim": DDIM,
     "ddpm": Ancestral,
     "euler": Euler,

@@ -7,7 +7,8 @@ With ℓ = ln(α/σ) = λ/2 the ODE is solved exactly but for the integral of x�
 so exponential integrators (DDIM, 2M, UniPC) only approximate a slowly varying function. All end
 with one denoising at the last grid point, which counts as an evaluation. References: Song et al.
 (2021) arXiv:2010.02502 (DDIM); Lu et al. (2022) arXiv:2211.01095 (2M); Zhao et al. (2023)
-arXiv:2302.04867 (UniPC); Karras et al. (2022) arXiv:2206.00364 (Heun).
+arXiv:2302.04867 (UniPC); Karras et al. (2022) arXiv:2206.00364 (Heun); Salimans and Ho (2022)
+arXiv:2202.00512 (the angle and v).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from core.errors import AleatorError
 from core.paths import Path
 from core.random import Generators
 from core.solvers.base import Denoise, GridSampler, LinearSampler, Step
@@ -131,6 +133,36 @@ class Euler(LinearSampler):
             alpha, sigma, d_alpha, d_sigma = path.at(t)
             on_mean = d_alpha - d_sigma * alpha / sigma  # dx/dt = on_mean x̂_0 + (σ'/σ) x_t
             yield Step(t, 1 + (s - t) * d_sigma / sigma, ((s - t) * on_mean,))
+
+
+@dataclass(frozen=True)
+class Angle(LinearSampler):
+    r"""Euler in the angle φ = arctan(σ / α d): for very few steps.
+
+    y = x_t / √(α² d² + σ²) is cos φ x_0/d + sin φ ε, and dy/dφ = v. Of Gaussian data of standard
+    deviation d the expected v is zero: one step or many, they keep their spread exactly, where a
+    step of DDIM multiplies it by cos Δφ. With a handful of steps on data whose directions vary
+    about alike this keeps more of the spread than methods of higher order do.
+
+    Attributes:
+        spread: d.
+    """
+
+    spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.spread > 0:
+            raise AleatorError(f"angle: spread={self.spread}; a positive one is needed")
+
+    def table(self, path: Path, times: list[float]) -> Iterator[Step]:  # noqa: D102
+        for t, s in itertools.pairwise(times):
+            at, to = path.at(t), path.at(s)
+            angle = math.atan2(at.sigma, at.alpha * self.spread)
+            step = math.atan2(to.sigma, to.alpha * self.spread) - angle
+            norm, new = (math.hypot(p.alpha * self.spread, p.sigma) for p in (at, to))
+            on_mean = -step / math.sin(angle) * new / self.spread
+            yield Step(t, (1 + step / math.tan(angle)) * new / norm, (on_mean,))
 
 
 @dataclass(frozen=True)

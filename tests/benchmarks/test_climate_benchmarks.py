@@ -14,9 +14,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from adapt import distances
 from climate_peers import UNetRegression, XsdbaMapping
 from climate_scale import fields, memory, write
+from climate_steps import joined, table
+from piecewise import added
 from warming import OnAnomalies
 
 from apps.climate_downscaling.baselines import Ridge
+from core.report import Table, write_results
 from core.training import FitConfig
 
 
@@ -84,3 +87,27 @@ def test_the_series_of_the_scale_benchmark(tmp_path):
     np.testing.assert_allclose(list(fields(3, *axes, seed=1)), fine, rtol=1e-6)
     assert memory(os.getpid()) > 20
     assert memory(2**30) == 0
+
+
+def test_a_table_of_samplers_is_made_row_by_row(tmp_path):
+    """New rows join, rows made again replace; the change is from 2m at the most evaluations."""
+
+    def row(sampler, evaluations, crps):
+        return {"sampler": sampler, "evaluations": evaluations, "crps": crps}
+
+    path = tmp_path / "results.json"
+    first = table([row("2m", 32, 2.0), row("2m", 4, 3.0)], "tas")
+    other = Table([{"a": 1}], {"a": "a"}, title="other")
+    write_results(path, [first, other], made_by={"command": "first"})
+    new = table([row("angle", 4, 2.1), row("2m", 4, 2.5)], "tas")
+    tables, made_by = added(path, [new], joined)
+    assert [found.title for found in tables] == ["tas", "other"]
+    assert [(r["sampler"], r["evaluations"]) for r in tables[0].rows] == [
+        ("2m", 32),
+        ("2m", 4),
+        ("angle", 4),
+    ]
+    assert [r["change"] for r in tables[0].rows] == pytest.approx([0, 25, 5])
+    assert made_by["command"].startswith("first\n")
+    assert added(tmp_path / "none.json", [new])[0] == [new]
+    assert added(path, [new])[0][0] == new

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from apps.anomaly_driving.model import Outputs
+from core.errors import AleatorError
+from core.report import Table, write_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,3 +81,42 @@ def test_coverage_of_exchangeable_frames_is_near_nominal(bench):
     assert found["mean"] == pytest.approx(5, abs=1)
     assert found["drives"] >= 60  # nominal 90, ten splits of the same frames
     assert found["frames"] == pytest.approx(92, abs=7)
+
+
+def test_tables_are_added_to_those_of_the_same_models_alone(bench, tmp_path):
+    module = bench("driving_bundled")
+    path = tmp_path / "driving_bundled.json"
+    assert module.earlier(path, ["a", "b"]) == []
+    table = Table([{"score": "energy", "ap": 12.5}], {"score": "score", "ap": "AP %"})
+    write_results(path, [table], models=["a", "b"])
+    (kept,) = module.earlier(path, ["a", "b"])
+    assert kept.rows == table.rows
+    with pytest.raises(AleatorError, match=r"of other models than c, b; leave --add out"):
+        module.earlier(path, ["c", "b"])
+
+
+def test_rows_of_a_held_out_class_never_see_it_and_differ_in_their_negatives_alone(
+    bench, tmp_path
+):
+    module = bench("driving_held_out")
+    base = module.held_out(module.base_config(7))
+    assert (base.held_out, base.negatives.kind, base.fit.steps) == ("bicyclist", "none", 7)
+    assert base.fit.stop_at == 0
+    plain, other = (
+        module.held_out(module.driving.row_config(name, tmp_path, tmp_path, 9)).to_dict()
+        for name in ("none", "diffusion")
+    )
+    assert {key for key in plain if plain[key] != other[key]} == {"negatives"}
+    assert plain["held_out"] == other["held_out"] == "bicyclist"
+
+
+def test_models_are_compared_on_frames_of_every_object(bench, tmp_path):
+    module = bench("driving_choice")
+    objects, numbers = 6, range(101)  # static_val shows six objects in turn
+    for name in ("static_val", "static_shift"):
+        seen = {number % objects for number in numbers[:: module.EVERY[name]]}
+        assert seen == set(range(objects))
+    rows = [{"model": "a", "miou": 41.43, "mean": module.pair(32.84, 56.28)}]
+    text = module.table_of(rows).markdown()
+    assert "41.4" in text
+    assert "32.8 / 56.3" in text

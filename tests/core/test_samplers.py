@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from core.denoiser import Posterior
 from core.errors import AleatorError
 from core.paths import path_from_config
 from core.random import keyed_generator
@@ -79,7 +80,8 @@ def test_probability_flow_to_tolerance(two_modes, path):
 
 @pytest.mark.exact
 @pytest.mark.parametrize(
-    ("name", "order"), [("ddim", 1), ("euler", 1), ("2m", 2), ("unipc", 3), ("heun", 2)]
+    ("name", "order"),
+    [("ddim", 1), ("euler", 1), ("angle", 1), ("2m", 2), ("unipc", 3), ("heun", 2)],
 )
 def test_order_of_convergence(two_modes, name, order):
     """Doubling the steps divides the error by about 2^order; a fine run of the same end point."""
@@ -93,6 +95,51 @@ def test_order_of_convergence(two_modes, name, order):
     reference = make_sampler({"name": "2m", "steps": 4096})(denoise, x_t, path=VP)
     coarse, fine = ((run(n) - reference).abs().mean().item() for n in (128, 256))
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.4)
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("steps", [2, 3, 4, 9])
+@pytest.mark.parametrize("spread", [0.4, 1.0, 2.5])
+def test_steps_in_the_angle_keep_the_spread_of_a_gaussian(path, steps, spread):
+    """N(0, d²) comes out with its spread after any number of steps; DDIM's shrinks."""
+
+    def denoise(x_t, t):
+        at = path.at(t)
+        gain = at.alpha * spread**2 / ((at.alpha * spread) ** 2 + at.sigma**2)
+        return Posterior(gain * x_t, x_t, at)
+
+    def drawn(name, **options):
+        start = path.at(path.t_max)
+        x_t = torch.full((1, 1), math.hypot(start.alpha * spread, start.sigma)).double()
+        sampler = make_sampler({"name": name, "steps": steps, "log_snr_max": 14.0, **options})
+        return sampler(denoise, x_t, path=path).item()
+
+    assert drawn("angle", spread=spread) == pytest.approx(spread, rel=1e-5 / spread**2)
+    assert drawn("ddim") < 0.95 * spread
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"name": "2m"}, (0.84, 0.84, 0.87)),
+        ({"name": "unipc", "grid": "karras"}, (0.80, 0.97, 1.07)),
+        ({"name": "angle", "grid": "karras", "log_snr_max": 4.0}, (1.15, 0.99, 0.92)),
+    ],
+)
+def test_how_much_of_the_spread_four_steps_keep(config, kept):
+    """Of Gaussian data with variances 0.1, 1 and 10, on the path of climate's diffusion."""
+    path = path_from_config({"name": "edm", "sigma_min": 0.01, "sigma_max": 20.0})
+    variance = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+
+    def denoise(x_t, t):
+        at = path.at(t)
+        gain = at.alpha * variance / (at.alpha**2 * variance + at.sigma**2)
+        return Posterior(gain * x_t, x_t, at)
+
+    x_t = torch.full((1, 3), math.hypot(20, 1)).double()
+    drawn = make_sampler({"steps": 4, **config})(denoise, x_t, path=path)
+    assert (drawn[0] / variance.sqrt()).tolist() == pytest.approx(kept, abs=0.006)
 
 
 @pytest.mark.exact
@@ -214,9 +261,10 @@ def test_learned_variance_interpolates_in_the_logarithm(gaussian_3d):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("3m", "unknown sampler '3m'; known: 2m, ddim"),
+        ("3m", "unknown sampler '3m'; known: 2m, angle"),
         ({"name": "2m", "eta": 1}, "has no option 'eta'"),
         ({"name": "2m", "steps": 0}, "needs at least one"),
+        ({"name": "angle", "spread": 0.0}, "spread=0.0; a positive one"),
     ],
 )
 def test_bad_sampler_options_are_named(config, message):
@@ -226,6 +274,6 @@ def test_bad_sampler_options_are_named(config, message):
 
 def test_one_step_is_one_denoising(two_modes):
     x_t = noise(VP, 5)
-    for name in ("2m", "ddim", "unipc", "euler", "heun", "ddpm", "sde"):
+    for name in ("2m", "angle", "ddim", "unipc", "euler", "heun", "ddpm", "sde"):
         x = make_sampler({"name": name, "steps": 1})(two_modes.denoise(VP), x_t, path=VP)
         torch.testing.assert_close(x, two_modes.denoise(VP)(x_t, VP.t_max).mean)

@@ -8,10 +8,12 @@ from torch.nn import functional as F
 
 from apps.anomaly_driving.losses import (
     LossConfig,
+    forgotten,
     known_cross_entropy,
     mean_of,
     outlier_cross_entropy,
     raised_density,
+    sunken_density,
     uniform_divergence,
 )
 from core.errors import AleatorError
@@ -83,3 +85,21 @@ def test_negative_weights_are_refused(name):
 def test_nan_weight_is_refused():
     with pytest.raises(AleatorError, match="uniform"):
         LossConfig(uniform=float("nan"))
+
+
+@pytest.mark.exact
+def test_what_is_forgotten_is_the_divergence_of_torch():
+    before = LOGITS.flip(0)
+    log_p, log_before = LOGITS.log_softmax(1), before.log_softmax(1)
+    expected = F.kl_div(log_p, log_before, reduction="none", log_target=True).sum(1)
+    torch.testing.assert_close(forgotten(LOGITS, before), expected)
+    assert forgotten(LOGITS + 3.0, LOGITS).abs().max() < 1e-5  # a shift of all logits is free
+
+
+@pytest.mark.exact
+def test_a_density_below_the_floor_costs_and_one_far_above_does_not():
+    total = LOGITS.exp().sum(1).log()
+    expected = (1 + (2.0 - total).exp()).log()
+    torch.testing.assert_close(sunken_density(LOGITS, 2.0), expected, atol=1e-5, rtol=1e-5)
+    assert sunken_density(LOGITS + 30.0, 2.0).max() < 1e-6
+    assert (sunken_density(LOGITS - 30.0, 2.0) > 10).all()

@@ -1,5 +1,6 @@
 """Training: gradients reach a joint flow, resumed runs are uninterrupted ones, bad data stop."""
 
+import copy
 import dataclasses
 import json
 
@@ -30,6 +31,7 @@ from core.training import FitConfig
 CLASSES = ("road", "sky", "car")
 NETWORK = SegmenterConfig(encoder="tu-resnet10t")
 SMALL = AugmentConfig(height=48, width=64)
+PLAIN = dataclasses.replace(SMALL, light=0.0, blur=0.0, noise=0.0)
 
 
 def silent(line):
@@ -125,6 +127,58 @@ def test_a_bank_has_nothing_to_learn_and_nothing_is_pasted_without_source(data):
     assert set(pasted.terms) == {"known", "uniform", "energy", "d_out"}
     assert set(plain.terms) == {"known"}
     assert list(bank.parameters()) == []
+
+
+def test_what_the_start_said_is_kept_where_nothing_was_pasted(data):
+    images, labels = batch(data)
+    bank = Bank(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    free = exposure(bank)
+    kept = exposure(bank, keep=2.0)
+    kept.start = (copy.deepcopy(kept.model).eval(),)
+    found = kept.eval().loss(images, labels, generator=torch.Generator().manual_seed(1))
+    pasted = free.eval().loss(images, labels, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found.value - found.terms["keep"], pasted.value)
+    assert found.terms["keep"].mean() > 0  # a paste and another light change answers
+    kept.mixer, kept.augment = exposure(None).mixer, PLAIN
+    same = kept.loss(images, labels, generator=torch.Generator().manual_seed(1))
+    assert same.terms["keep"].abs().max() < 1e-6
+    kept.start[0].segmenter.segmentation_head[0].bias.data[0] += 5.0
+    other = kept.loss(images, labels, generator=torch.Generator().manual_seed(1))
+    assert other.terms["keep"].mean() > 0.1
+    assert not any(name.startswith("start") for name in kept.state_dict())
+
+
+def test_the_floor_lifts_the_known_and_not_the_negatives(data):
+    images, labels = batch(data)
+    bank = Bank(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    only = {"uniform": 0.0, "d_out": 0.0, "energy": 0.0, "raised": 1.0}
+    made = exposure(bank, **only).eval()
+    mixed = made.mix(images, labels["label"], torch.Generator().manual_seed(2))
+    logits = torch.randn(4, 3, 48, 64, generator=torch.Generator().manual_seed(3))
+    logits.requires_grad_()
+    made._terms(logits, None, mixed)["raised"].mean().backward()
+    pushed = logits.grad.sum(1)
+    known = (mixed.labels != 255) & ~mixed.negative
+    assert (pushed[known] < 0).all()
+    assert (pushed[~known] == 0).all()
+
+
+def test_keeping_wants_a_model_to_go_on_from(data, tmp_path):
+    wanted = dataclasses.replace(config(), loss=LossConfig(keep=1.0))
+    with pytest.raises(AleatorError, match=r"loss\.keep.*--start MODEL"):
+        train(data, tmp_path / "kept", wanted, say=silent)
+    train(data, tmp_path / "first", config(steps=1), say=silent)
+    start = tmp_path / "first"
+    train(data, tmp_path / "kept", wanted, start=start, say=silent)
+    lines = (tmp_path / "kept" / "metrics.jsonl").read_text().splitlines()
+    free = load_checkpoint(tmp_path / "first").config["notes"]["loss"]
+    assert (free["keep"], free["keep_of"]) == (0.0, None)
+    named = dataclasses.replace(
+        wanted, classes=("a", "b", "c"), loss=LossConfig(keep=1.0, keep_of=str(start))
+    )
+    with pytest.raises(AleatorError, match="its answers cannot be kept"):
+        train(data, tmp_path / "other", named, say=silent)
+    assert all("keep" in json.loads(line) for line in lines)
 
 
 def test_exposure_samples_pictures_with_something_in_them(data):

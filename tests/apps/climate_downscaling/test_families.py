@@ -5,7 +5,13 @@ import pytest
 
 from apps.climate_downscaling.data import open_field
 from apps.climate_downscaling.downscale import Downscaler, ensemble
-from apps.climate_downscaling.families import FAMILIES, Condition, family_config, sampler_of
+from apps.climate_downscaling.families import (
+    FAMILIES,
+    Condition,
+    family_config,
+    overridden,
+    sampler_of,
+)
 from apps.climate_downscaling.train import settle, train
 from core.errors import AleatorError
 from core.registry import build
@@ -58,3 +64,23 @@ def test_patches_of_a_family_of_one_size_are_refused_before_training(settings):
     config = settings(residual__family="vae", residual__crop=16)
     with pytest.raises(AleatorError, match="not for vae"):
         settle(config, 100, (40, 56))
+
+
+@pytest.mark.parametrize(
+    ("family", "own", "over", "few"),
+    [
+        ("diffusion", {"name": "2m", "steps": 12}, {"steps": 4}, True),
+        ("diffusion", {"name": "2m", "steps": 12}, {"steps": 5}, False),
+        ("diffusion", {"name": "2m", "steps": 4}, {}, False),
+        ("diffusion", {"name": "2m", "steps": 12}, {"steps": 4, "name": "2m"}, False),
+        ("diffusion", {"name": "2m", "grid": "asinh"}, {"steps": 4}, False),
+        ("diffusion", {"name": "ddpm"}, {"steps": 4}, False),
+        ("flow_matching", {"name": "2m", "steps": 12}, {"steps": 4}, False),
+    ],
+)
+def test_very_few_steps_are_taken_by_another_sampler(family, own, over, few):
+    """Only the default, only where the user names no other, only on a path that begins near."""
+    network = build(family_config(family, CONDITION, {"net": {"channels": 8, "multipliers": [1]}}))
+    found = overridden(network, own, over)
+    expected = {"name": "angle", "grid": "karras", "log_snr_max": 4.0} if few else {}
+    assert found == {**own, **over, **expected}

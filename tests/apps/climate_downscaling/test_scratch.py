@@ -9,7 +9,7 @@ from apps.climate_downscaling import scratch as scratch_module
 from apps.climate_downscaling.config import read_config
 from apps.climate_downscaling.mean import MeanConfig, cross_fit, upsample
 from apps.climate_downscaling.prepare import open_prepared
-from apps.climate_downscaling.residuals import fit_view, make_batches
+from apps.climate_downscaling.residuals import Validation, fit_view, make_batches
 from apps.climate_downscaling.scratch import (
     Scratch,
     mean_and_spread,
@@ -19,6 +19,7 @@ from apps.climate_downscaling.scratch import (
 )
 from apps.climate_downscaling.train import settle, train
 from core.errors import AleatorError
+from core.registry import build
 
 
 def silent(line):
@@ -120,6 +121,22 @@ def test_batches_from_disk_look_at_few_chunks(climate_files, settings, tmp_path,
     assert sorted(torch.cat(seen).tolist()) == list(range(64))  # an epoch sees all, once
     for index in seen:  # 16 of the 32 of one chunk
         assert len(set((index // 32).tolist())) == 1
+
+
+def test_members_to_judge_with_are_drawn_in_parts(climate_files, settings, monkeypatch):
+    """However many are drawn in a batch, they are the same; none is lost."""
+    config = settings()
+    prepared = open_prepared(str(climate_files / "fine.nc"), config)
+    config = settle(config, prepared.train.stop, prepared.fine.grid.shape)
+    view = fit_view(prepared, config, prepared.train)
+    torch.manual_seed(0)
+    network = build(view.model.residual_config()).eval()
+    judge = Validation.of(view, 0, len(view.fine), 5)
+    whole = judge.draw(network, 3)
+    monkeypatch.setattr("apps.climate_downscaling.residuals.MOST_DRAWN", 6 * whole[0, 0].numel())
+    parts = judge.draw(network, 3)
+    assert whole.shape == parts.shape == (3, 5, *view.fine.shape[1:])
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_where_fields_go(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from apps.single_cell.baselines import (
     Neighbours,
     PoissonFactors,
     Raw,
+    Thresholded,
+    _above_noise,
     baselines,
     normalised,
 )
@@ -33,7 +35,7 @@ def test_all_keep_the_depth(known):
     for name, method in baselines().items():
         if hasattr(method, "components"):
             method.components = Components(5)
-        if isinstance(method, PoissonFactors | Components):
+        if isinstance(method, PoissonFactors | Components | Thresholded):
             method.rank = 3
         rates = method.fit(counts).predict(counts[:20])
         assert rates.shape == (20, 60), name
@@ -127,6 +129,36 @@ def test_diffusion_brings_cells_together(known):
         return normalised(sp.csr_matrix(found), 1.0).toarray().std(0).mean()
 
     assert spread(6) < spread(1)
+
+
+@pytest.mark.exact
+def test_thresholding_is_what_its_equations_say(known):
+    counts, _ = known
+    x = counts.toarray()
+    a = np.log1p(x / x.sum(1, keepdims=True) * 1e4)
+    u, s, v = np.linalg.svd(a, full_matrices=False)
+    low = (u[:, :3] * s[:3]) @ v[:3]
+    kept = np.where(low > np.abs(np.quantile(low, 0.001, axis=0)), low, 0)
+    for g in range(a.shape[1]):
+        on, seen = kept[:, g] > 0, a[:, g] > 0
+        if on.sum() > 1 and seen.sum() > 1:
+            z = (kept[on, g] - kept[on, g].mean()) / kept[on, g].std(ddof=1)
+            kept[on, g] = np.maximum(z * a[seen, g].std(ddof=1) + a[seen, g].mean(), 0)
+        kept[(kept[:, g] == 0) & seen, g] = a[(kept[:, g] == 0) & seen, g]
+    rates = np.expm1(kept)
+    rates *= x.sum(1, keepdims=True) / rates.sum(1, keepdims=True)
+    found = Thresholded(3).fit(counts).predict(counts)
+    assert np.abs(found - rates).max() < 1e-2 * rates.max()
+    assert (found[x > 0] > 0).all()
+    assert ((found == 0) == (rates == 0)).mean() > 0.999
+
+
+def test_the_rank_is_where_singular_values_leave_the_noise():
+    gaps = np.random.default_rng(3).uniform(0.01, 0.02, 96)
+    noise = 5.0 - np.cumsum(gaps)
+    assert _above_noise(np.concatenate([[50.0, 30.0, 20.0, 10.0], noise])) == 4
+    assert _above_noise(np.concatenate([[50.0], 5.0 - np.cumsum(np.append(gaps, 0.01))])) == 1
+    assert _above_noise(np.arange(40.0, 0, -1)) == 40  # too few to tell noise by
 
 
 def test_bad_options(known):

@@ -119,6 +119,14 @@ def test_two_workers_write_the_same_bytes(cells, whole, tmp_path):
     assert files(out) == files(whole)
 
 
+def test_workers_know_which_cells_express_a_gene(cells, tmp_path):
+    output = Output(dtype="float16", estimate="expressed")
+    alone = denoise(cells, tmp_path / "alone.zarr", output=output)
+    shared = denoise(cells, tmp_path / "shared.zarr", Workers(2), output)
+    assert files(shared) == files(alone)
+    assert (ad.read_zarr(alone).layers["denoised"] == 0).any()
+
+
 def test_workers_of_a_scheduler_get_selected_cells_and_all_their_genes(tmp_path):
     """Cells of an h5ad that were left out, unknown genes, and another order of the rest."""
     from distributed import LocalCluster
