@@ -164,9 +164,8 @@ class Job:
             levels = Levels(kept["dispersion"], kept["threshold"]) if "threshold" in kept else None
         counts = Counts(Stored(self.folder / "data", self.slot))
         targets = targets_of(denoiser.covariates, design, self.output.batch)
-        cells = (counts, genes, design, index)
-        model = (denoiser.model, denoiser.surprise)
-        return self.use(Rows(*model, *cells, self.output, targets, levels))
+        rest = (design, index, self.output, targets, levels)
+        return self.use(Rows(denoiser.model, denoiser.surprise, counts, genes, *rest))
 
     def __call__(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
         """Name -> rows start:stop of that array of the store."""
