@@ -2,21 +2,22 @@
 
     python benchmarks/single_cell_scale.py WORK [--cells 100000,1000000] [--genes 2000]
                                            [--steps 0] [--denoise 0] [--name single_cell_scale]
-                                           [--out FOLDER]
+                                           [--model MODEL] [--out FOLDER]
 
 WORK is a folder for the stores; what is there already is not made again. Synthetic cells: eight
 types with profiles of their own, about 300 molecules each. Training takes --steps steps of 128
-cells (0: one epoch, every cell once), with the default options and their verdict as `train` gives
-it. Denoising writes rates and intervals as float16 to Zarr, of all cells, or of the first
---denoise. Each is a process of its own; peak memory is its resident set, CPU seconds are all of
-it, opening and checking of the counts included.
+cells (0: one epoch, every cell once), with the default options and their verdict, as the command
+`train` gives it. Denoising writes rates and intervals as float16 to Zarr, of all cells, or of a
+store of --denoise such cells. Each is a command of ours; peak memory is its resident set, CPU
+seconds are all of it, opening and checking of the counts included (of the last sitting only, where
+a benchmark that was stopped is given again). With --model, one of an earlier run, nothing is
+trained: all stores have the same eight types.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -75,44 +76,17 @@ def write_store(path: Path, cells: int, genes: int) -> None:
     partial.rename(path)
 
 
-def train(store: Path, model: Path, steps: int) -> None:
-    """Fit with given steps, and save."""
-    from apps.single_cell import Denoiser
-    from apps.single_cell.config import Config
-    from apps.single_cell.selection import BASE
-
-    Denoiser.fit(store, config=Config(**{**BASE, "steps": steps}), search=False).save(model)
-
-
-def denoise(store: Path, model: Path, output: Path, first: int) -> None:
-    """Write the layers of the first cells, or of all."""
-    from apps.single_cell import Denoiser, Output
-    from apps.single_cell.data import open_cells
-
-    cells = open_cells(store)
-    if first:
-        cells = cells.select(np.arange(len(cells)) < first)
-    Denoiser.load(model).write(cells, output, Output(dtype="float16"), overwrite=True)
-
-
-def worker(arguments: list[str]) -> None:
-    """One task in its own process; its CPU seconds and peak MB on the last line."""
-    import torch
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    task, paths, number = arguments[0], [Path(a) for a in arguments[1:-1]], int(arguments[-1])
-    {"train": train, "denoise": denoise}[task](*paths, number)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(time.process_time(), peak)
-
-
-def measured(*arguments: object) -> dict[str, float]:
-    """CPU seconds, wall-clock and peak MB of a task."""
+def measured(command: list[object]) -> dict[str, float]:
+    """CPU seconds, wall-clock and peak MB of a command of ours, which goes on if stopped."""
     started = time.perf_counter()
-    command = [sys.executable, __file__, "--worker", *map(str, arguments)]
-    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    cpu, peak = map(float, ran.stdout.split()[-2:])
-    return {"cpu": cpu, "wall": time.perf_counter() - started, "mb": peak}
+    arguments = [sys.executable, "-m", "pipelines.single_cell", *map(str, command)]
+    process = subprocess.Popen(arguments, cwd=HERE.parent)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(arguments[1:])} failed")
+    wall = time.perf_counter() - started
+    return {"cpu": used.ru_utime + used.ru_stime, "wall": wall, "mb": used.ru_maxrss / 1024}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -123,6 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=0, help="0: one epoch")
     parser.add_argument("--denoise", type=int, default=0, help="cells; 0: all")
+    parser.add_argument("--model", type=Path, help="to denoise with; nothing is trained then")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--name", default="single_cell_scale", help="of the files in FOLDER")
     options = parser.parse_args(arguments)
@@ -131,15 +106,29 @@ def main(arguments: list[str] | None = None) -> None:
         store = options.work / f"cells{cells}x{options.genes}.zarr"
         if not store.exists():
             write_store(store, cells, options.genes)
-        model, output = options.work / f"model{cells}", options.work / f"denoised{cells}.zarr"
+        model = options.model or options.work / f"model{cells}"
+        output = options.work / f"denoised{cells}.zarr"
         steps = options.steps or cells // BATCH
         done = min(options.denoise or cells, cells)
-        tasks = {
-            f"train, {steps} steps": ("train", store, model, steps),
-            f"denoise {done} cells": ("denoise", store, model, output, options.denoise),
+        part = store
+        if done < cells:
+            part = options.work / f"cells{done}x{options.genes}.zarr"
+            if not part.exists():
+                write_store(part, done, options.genes)
+        tasks: dict[str, list[object]] = {
+            f"train, {steps} steps": [
+                *("train", store, "-o", model, "--no-search", "--steps", steps),
+                *("--resume", "--overwrite"),
+            ],
+            f"denoise {done} cells": [
+                *("denoise", part, "--model", model, "-o", output, "--dtype", "float16"),
+                "--overwrite",
+            ],
         }
         for name, task in tasks.items():
-            rows.append({"cells": cells, "what": name, **measured(*task)})
+            if options.model and task[0] == "train":
+                continue
+            rows.append({"cells": cells, "what": name, **measured(task)})
             print(rows[-1], file=sys.stderr, flush=True)
             columns = {"cells": "cells", "what": "task", "cpu": "CPU s", "wall": "wall-clock s"}
             columns["mb"] = "peak MB"
@@ -153,7 +142,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        worker(sys.argv[2:])
-    else:
-        main()
+    main()

@@ -10,12 +10,19 @@ import errno
 import functools
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Workers = Annotated[
+    int | None, typer.Option(help="Worker processes on this machine; 1 runs in this process.")
+]
+Scheduler = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tcp://...")
+]
 
 
 def door(help: str) -> typer.Typer:

@@ -32,6 +32,11 @@ Likelihood = Annotated[str | None, typer.Option(help="nb, poisson or zinb; chose
 Strength = Annotated[float | None, typer.Option(help="Of the prior; chosen if none.")]
 Steps = Annotated[int | None, typer.Option(help="Training steps; chosen if none.")]
 Dispersion = Annotated[str, typer.Option(help="gene or gene-batch.")]
+TargetSum = Annotated[
+    float | None, typer.Option(help="Depth of the output; each cell's own if none.")
+]
+ToBatch = Annotated[str | None, typer.Option(help="Decode as if all cells were of this batch.")]
+Log = Annotated[bool, typer.Option("--log", help="Also expected log-normalised expression.")]
 Estimate = Annotated[
     str,
     typer.Option(
@@ -58,6 +63,13 @@ def covariates(
     from apps.single_cell.run import Covariate
 
     return Covariate(batch_key, tuple(categorical or ()), tuple(continuous or ()))
+
+
+def workers(number: int | None, scheduler: str | None) -> Any:
+    """Who computes."""
+    from apps.single_cell.run import Workers
+
+    return Workers(1 if number is None else number, scheduler, progress=True)
 
 
 def prior(family: Any) -> Any:

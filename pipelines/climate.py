@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines._door import door, friendly, numbers, overrides, say
+from pipelines._door import Scheduler, Workers, door, friendly, numbers, overrides, say
 
 app = door(
     "Downscale coarse climate fields (NetCDF, Zarr, GRIB) to calibrated fine-scale ensembles.\n\n"
@@ -50,12 +50,6 @@ Predictors = Annotated[
 ]
 Factor = Annotated[int | None, typer.Option(help="Fine cells per side of a coarse cell.")]
 
-Workers = Annotated[
-    int | None, typer.Option(help="Worker processes on this machine; 1 runs in this process.")
-]
-Scheduler = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="A running Dask scheduler, tcp://...")
-]
 Stations = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Stations (CSV or NetCDF) that members are to agree with."),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import _single_cell_options as options
-from pipelines._door import door, friendly, say
+from pipelines._door import Scheduler, Workers, door, friendly, say
 from pipelines._single_cell_options import (
     BatchKey,
     Categorical,
@@ -54,18 +54,12 @@ def denoise(
     batch_key: BatchKey = None,
     categorical: Categorical = None,
     continuous: Continuous = None,
-    target_sum: Annotated[
-        float | None, typer.Option(help="Depth of the output; each cell's own if none.")
-    ] = None,
+    target_sum: options.TargetSum = None,
     level: Annotated[float, typer.Option(help="Of the credible interval.")] = 0.9,
-    log: Annotated[
-        bool, typer.Option("--log", help="Also expected log-normalised expression.")
-    ] = False,
+    log: options.Log = False,
     draws: Annotated[int, typer.Option(help="Of the latents; memory does not grow.")] = 8,
     dtype: Annotated[str, typer.Option(help="float32 or float16.")] = "float32",
-    to_batch: Annotated[
-        str | None, typer.Option(help="Decode as if all cells were of this batch.")
-    ] = None,
+    to_batch: options.ToBatch = None,
     samples: Annotated[int, typer.Option(help="Posterior draws, a layer each.")] = 0,
     sparse: Annotated[
         float | None, typer.Option(help="Write CSR, rates below this as zero.")
@@ -79,11 +73,16 @@ def denoise(
     search: Search = True,
     seed: Seed = 0,
     device: Device = "auto",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     drop_empty: DropEmpty = False,
     make_unique: MakeUnique = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write IN with layers `denoised` and its interval, latents, scores and a verdict."""
+    """Write IN with layers `denoised` and its interval, latents, scores and a verdict.
+
+    To OUT.zarr, a run that is stopped continues where it was when the same command is given again.
+    """
     from apps.single_cell import run
     from apps.single_cell.layers import Output
 
@@ -98,6 +97,7 @@ def denoise(
         seed=seed,
         search=search,
         device=device,
+        workers=options.workers(workers, scheduler),
         overwrite=overwrite,
         say=say,
     )

@@ -27,8 +27,8 @@ __all__ = ["Cells", "open_cells", "read_anndata", "sample_path"]
 
 Source: TypeAlias = str | Path | ad.AnnData
 
-IN_MEMORY = 2**28
-"""Stored values up to which a matrix is read whole unless asked otherwise (3 GB as CSR)."""
+IN_MEMORY = 2**26
+"""Stored values up to which a matrix is read whole unless asked otherwise (0.5 GB as CSR)."""
 
 
 def sample_path(name: str = "five_lines_thinned.h5ad") -> Path:

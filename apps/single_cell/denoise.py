@@ -22,17 +22,18 @@ import torch
 from apps.single_cell.cells import Cells
 from apps.single_cell.config import Config
 from apps.single_cell.counts import Counts
-from apps.single_cell.covariates import Covariates, Design
+from apps.single_cell.covariates import Covariates
 from apps.single_cell.data import Source, open_cells
 from apps.single_cell.expressed import learn_levels
 from apps.single_cell.fitting import fit_model
-from apps.single_cell.layers import AVERAGE, Output, among_all, layer_values
-from apps.single_cell.model import CellVAE, make_context
+from apps.single_cell.layers import Output
+from apps.single_cell.model import CellVAE
 from apps.single_cell.ood import WARN_ABOVE, Surprise
 from apps.single_cell.output import Additions, Blocks, annotate, write_cells
-from apps.single_cell.posterior import rates, sample_rates
+from apps.single_cell.rows import Rows, targets_of
 from apps.single_cell.selection import Say, Verdict, select
-from core.checkpoint import load_checkpoint, save_checkpoint
+from apps.single_cell.store import Workers, by_runs, write_store
+from core.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 
 APP = "single_cell"
@@ -244,13 +245,24 @@ class Denoiser:
         output: Output | None = None,
         *,
         overwrite: bool = False,
+        workers: Workers | None = None,
     ) -> Path:
-        """`denoise` to a file, block by block; memory does not grow with the number of cells."""
-        blocks = self.blocks(cells, output or Output())
-        return write_cells(cells, path, blocks, overwrite=overwrite)
+        """`denoise` to a file, block by block; memory does not grow with the number of cells.
 
-    def blocks(self, cells: Cells, output: Output) -> Blocks:
-        """All that `denoise` adds, layers block by block."""
+        A Zarr store with dense layers is also resumable, and can be shared among workers: see
+        `store`. The numbers do not depend on that.
+        """
+        output, workers = output or Output(), workers or Workers()
+        if by_runs(path, output, workers):
+            return write_store(self, cells, path, output, workers, overwrite=overwrite)
+        return write_cells(cells, path, self.blocks(cells, output), overwrite=overwrite)
+
+    def rows(self, cells: Cells, output: Output) -> Rows:
+        """What computes the rows of an output.
+
+        Raises:
+            AleatorError: cells that do not fit the model.
+        """
         if cells.slot == "raw/X":
             raise AleatorError(
                 f"{cells.source}: layers cannot be beside raw, which has genes of its own; "
@@ -258,68 +270,50 @@ class Denoiser:
             )
         known = cells.aligned(self.genes)
         design = self.covariates.encode(cells.obs, cells.source)
-        target = None if output.batch is None else self._other_batch(design, output.batch)
-        kept: dict[str, list[np.ndarray]] = {"latent": [], "elbo": [], "library": []}
-        same: dict[str, Any] = {"draws": output.draws, "seed": output.seed, "first": cells.index}
         levels = None
         if output.rates and output.estimate == "expressed":
-            levels = learn_levels(self.model, known.counts, design, **same)
+            same: dict[str, Any] = {"draws": output.draws, "seed": output.seed}
+            levels = learn_levels(self.model, known.counts, design, **same, first=cells.index)
+        return Rows(
+            self.model,
+            self.surprise,
+            cells.counts,
+            _place(known.counts, cells.counts),
+            design,
+            cells.index,
+            output,
+            targets_of(self.covariates, design, output.batch),
+            levels,
+        )
+
+    def blocks(self, cells: Cells, output: Output) -> Blocks:
+        """All that `denoise` adds, layers block by block."""
+        rows = self.rows(cells, output)
+        kept: dict[str, list[np.ndarray]] = {"latent": [], "elbo": [], "ood": []}
 
         def parts() -> Iterator[tuple[int, int, Sequence[np.ndarray]]]:
-            found = rates(self.model, known.counts, design, **same, target=target)
-            for part in found:
-                raw = cells.counts.read(part.start, part.stop).toarray()
-                own = _place(known.counts, cells.counts)
-                library = raw[:, own].sum(1)
-                kept["latent"].append(part.latent)
-                kept["elbo"].append(part.elbo)
-                kept["library"].append(library)
-                rows = slice(part.start, part.stop)
-                drawn = self._samples(raw[:, own], design, rows, output, cells.index[rows])
-                arrays = layer_values(part, library, output, drawn, levels) if output.rates else []
-                yield part.start, part.stop, [among_all(raw, values, own) for values in arrays]
+            for part in rows(0, len(cells)):
+                for name, values in kept.items():
+                    values.append(getattr(part, name))
+                yield part.start, part.stop, part.layers
 
         def finish() -> Additions:
-            elbo, library = (np.concatenate(kept[name]) for name in ("elbo", "library"))
+            latent, elbo, ood = (np.concatenate(values) for values in kept.values())
             return Additions(
-                obsm={LATENT: np.concatenate(kept["latent"])},
-                obs={"aleator_elbo": elbo, "aleator_ood": self.surprise.score(elbo, library)},
-                uns={"aleator": self._facts(output, known.notes)},
+                obsm={LATENT: latent},
+                obs={"aleator_elbo": elbo, "aleator_ood": ood},
+                uns=self.facts(cells, output),
             )
 
         return Blocks(output.layers, output.dtype, parts(), finish, output.sparse is not None)
 
-    def _samples(
-        self, counts: np.ndarray, design: Design, rows: slice, output: Output, keys: np.ndarray
-    ) -> list[np.ndarray]:
-        """Draws of the rates of some cells, each (B, G)."""
-        if not (output.samples and output.rates):
-            return []
-        x = torch.from_numpy(counts)
-        part = Design(design.codes[rows], design.values[rows], design.sizes)
-        context = make_context(counts.sum(1), part, slice(None))
-        drawn = sample_rates(self.model, x, context, output.samples, output.seed, keys)
-        return list(drawn.numpy())
+    def name(self) -> str:
+        """The fingerprint that the model has, or would have if it were saved."""
+        return self.fingerprint or fingerprint(self._state(), self.model.state_dict())
 
-    def _other_batch(self, design: Design, batch: str) -> list[Design]:
-        """The design as if all cells were of one batch; of each, if the average is wanted."""
-        group = self.covariates.batch
-        if group is None:
-            raise AleatorError(f"batch {batch!r}: the model was trained without a batch key")
-        wanted = group.categories if batch == AVERAGE else (batch,)
-        if wanted[0] not in group.categories:
-            raise AleatorError(
-                f"batch {batch!r} is none of {group.key}: {', '.join(group.categories)}"
-            )
-        designs = []
-        for name in wanted:
-            codes = design.codes.copy()
-            codes[:, 0] = group.categories.index(name)
-            designs.append(replace(design, codes=codes))
-        return designs
-
-    def _facts(self, output: Output, notes: Sequence[str]) -> dict[str, Any]:
-        """What an output says about how it was made."""
+    def facts(self, cells: Cells, output: Output) -> dict[str, Any]:
+        """What an output says about how it was made: uns."""
+        notes = cells.aligned(self.genes).notes
         options = {k: v for k, v in vars(output).items() if v is not None}
         config = {k: v for k, v in self.config.to_dict().items() if v is not None}
         facts: dict[str, Any] = {
@@ -335,7 +329,7 @@ class Denoiser:
                 name: np.array(pair) for name, pair in state["differences"].items()
             }
             facts["verdict"] = state
-        return facts
+        return {"aleator": facts}
 
     def warnings(self, ood: np.ndarray) -> list[str]:
         """What a user should be told about an output."""

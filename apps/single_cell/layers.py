@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apps.single_cell.expressed import Levels
-from apps.single_cell.posterior import DRAWS, SHAPES, Rates, quantiles
+from apps.single_cell.posterior import DRAWS, Place, Rates
 from core.errors import AleatorError
 
 AVERAGE = "average of all"
@@ -94,9 +94,9 @@ def expected_log(mean: np.ndarray, shape: np.ndarray, nodes: int = 12) -> np.nda
         nodes: of the quadrature.
     """
     at, weight = np.polynomial.legendre.leggauss(nodes)
-    place, total = np.log(np.clip(shape, *SHAPES)), np.zeros(mean.shape, np.float32)
+    place, total = Place.of(shape), np.zeros(mean.shape, np.float32)
     for p, w in zip((at + 1) / 2, weight / 2, strict=True):
-        total += w * np.log1p(mean * np.interp(place, *quantiles(float(p))))
+        total += w * np.log1p(mean * place.read(float(p)))
     return total
 
 
@@ -146,8 +146,6 @@ def point(
 
 def among_all(raw: np.ndarray, values: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Values of the model's genes among all genes; others keep their counts."""
-    if raw.shape == values.shape and (own[1:] > own[:-1]).all():
-        return values
     found = raw.copy()
     found[:, own] = values
     return found

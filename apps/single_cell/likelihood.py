@@ -91,6 +91,21 @@ class CellLaw:
             return constant + _PoissonMass.apply(self.logits, self.library, x)
         return _NegativeBinomialMass.apply(self.logits, self.log_dispersion, self.library, x)
 
+    def bound(self, seen: Seen) -> Tensor:
+        """`log_prob` (N,) of counts that were prepared for these dispersions; no gradient.
+
+            ln p(x) = Σ_{x > 0} (c(x, θ) + x ln μ / (μ + θ)) - Σ θ ln(1 + μ / θ)
+
+        Where the law is another than negative binomial it is `log_prob`.
+        """
+        if seen.constant is None:
+            return self.log_prob(seen.x)
+        mu, theta = self.rate, self.dispersion
+        at, own = (values[seen.row, seen.column] for values in (mu, theta.expand_as(mu)))
+        special = seen.count * (at / (at + own)).clamp(min=1e-30).log() + seen.constant
+        total = -(theta * torch.log1p(mu / theta)).sum(1)
+        return total.index_add(0, seen.row, special)
+
     def sample(self, generator: Generators | None = None) -> Tensor:
         """Counts (N, G)."""
         rate = self.rate
@@ -131,6 +146,36 @@ class CellLaw:
         if self.zero_logits is None:
             return law
         return ZeroInflated(law, self.zero_logits.expand_as(rate))
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Counts of some cells, with what of their log-mass is the same for all latents.
+
+    Attributes:
+        x: (N, G).
+        row: (K,) cells of the counts above zero.
+        column: (K,) their genes.
+        count: (K,) themselves.
+        constant: (K,) ln Γ(x + θ) - ln Γ(θ) - ln x!; None unless negative binomial.
+    """
+
+    x: Tensor
+    row: Tensor
+    column: Tensor
+    count: Tensor
+    constant: Tensor | None
+
+    @classmethod
+    def of(cls, x: Tensor, law: CellLaw) -> Seen:
+        """Counts (N, G) under the dispersions of a law, in double precision where it cancels."""
+        row, column = x.nonzero(as_tuple=True)
+        count = x[row, column]
+        if law.log_dispersion is None or law.zero_logits is not None:
+            return cls(x, row, column, count, None)
+        theta, n = law.dispersion.expand_as(x)[row, column].double(), count.double()
+        constant = torch.lgamma(n + theta) - torch.lgamma(theta) - torch.lgamma(n + 1)
+        return cls(x, row, column, count, constant.to(x.dtype))
 
 
 class CellLikelihood(Likelihood):

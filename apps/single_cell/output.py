@@ -140,18 +140,55 @@ def write_cells(
     partial = path.with_name(f"{path.name}.partial")
     _remove(partial)
     with _complete_or_gone(path, partial):
-        if _same_store(cells, path):
-            assert cells.path is not None
-            copy = shutil.copytree if cells.path.is_dir() else shutil.copyfile
-            copy(cells.path, partial)
-        else:
-            _write(annotate(cells, Additions()), partial, path.suffix)
+        copy_cells(cells, partial, path.suffix)
         if isinstance(added, Blocks):
             _stream(partial, added)
             added = added.finish()
         _add(partial, added)
     _rename(partial, path)
     return path
+
+
+def copy_cells(cells: Cells, target: Path, suffix: str = ".zarr") -> None:
+    """Everything that the source holds about these cells, in a file or a folder of a new name.
+
+    Args:
+        cells: N cells.
+        target: not there yet.
+        suffix: format, `.h5ad` or `.zarr`.
+    """
+    if _same_store(cells, suffix):
+        assert cells.path is not None
+        copy = shutil.copytree if cells.path.is_dir() else shutil.copyfile
+        copy(cells.path, target)
+    else:
+        _write(annotate(cells, Additions()), target, suffix)
+
+
+def make_room(
+    path: Path,
+    arrays: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], str]],
+    uns: Mapping[str, Any],
+) -> None:
+    """Empty arrays in a Zarr store, to be written piece by piece.
+
+    Args:
+        path: the store.
+        arrays: place, e.g. "layers/denoised" -> shape, chunks and type; what was there of that
+            name is replaced. Columns of obs are listed as such.
+        uns: name -> what goes there.
+    """
+    from anndata.io import write_elem
+
+    _add(path, Additions(uns=uns))
+    with _writable(path) as store:
+        for place, (shape, chunks, dtype) in arrays.items():
+            slot, name = place.split("/", 1)
+            if slot not in store:
+                write_elem(store, slot, {})
+            _empty(store[slot], name, shape, chunks, dtype)
+            if slot == "obs":
+                _list_column(store[slot], name)
 
 
 def write_anndata(adata: ad.AnnData, output: Path | str, *, overwrite: bool = False) -> Path:
@@ -190,9 +227,9 @@ def _rename(partial: Path, path: Path) -> None:
     os.replace(partial, path)
 
 
-def _same_store(cells: Cells, path: Path) -> bool:
+def _same_store(cells: Cells, suffix: str) -> bool:
     """Whether the output can be a copy of the input: one format, all cells."""
-    if cells.path is None or cells.path.is_dir() != (path.suffix == ".zarr"):
+    if cells.path is None or cells.path.is_dir() != (suffix == ".zarr"):
         return False
     whole = cells.counts.matrix.shape[0]
     return len(cells) == whole
@@ -220,7 +257,8 @@ def _stream(path: Path, blocks: Blocks) -> None:
         if blocks.sparse:
             _stream_sparse(store["layers"], blocks)
             return
-        targets = [_layer(store["layers"], name, shape, blocks.dtype) for name in blocks.names]
+        chunks, layers = (min(shape[0], 256), shape[1]), store["layers"]
+        targets = [_empty(layers, name, shape, chunks, blocks.dtype) for name in blocks.names]
         for start, stop, arrays in blocks.parts:
             for target, values in zip(targets, arrays, strict=True):
                 target[start:stop] = values.astype(blocks.dtype)
@@ -239,12 +277,14 @@ def _stream_sparse(layers: Any, blocks: Blocks) -> None:
                 sparse_dataset(layers[name]).append(rows)
 
 
-def _layer(layers: Any, name: str, shape: tuple[int, int], dtype: str) -> Any:
-    """An empty dense layer, as AnnData stores it; one of that name is replaced."""
-    if name in layers:
-        del layers[name]
-    chunks = (min(shape[0], 256), shape[1])
-    create = getattr(layers, "create_array", None) or layers.create_dataset
+def _empty(
+    group: Any, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str
+) -> Any:
+    """An empty dense array, as AnnData stores it; one of that name is replaced."""
+    if name in group:
+        del group[name]
+    chunks = tuple(map(min, chunks, shape))
+    create = getattr(group, "create_array", None) or group.create_dataset
     target = create(name, shape=shape, dtype=dtype, chunks=chunks)
     target.attrs["encoding-type"] = "array"
     target.attrs["encoding-version"] = "0.2.0"
@@ -268,9 +308,14 @@ def _add(path: Path, added: Additions) -> None:
             table = store[slot]
             for name, value in getattr(added, slot).items():
                 write_elem(table, name, value)
-                order = [str(column) for column in table.attrs["column-order"]]
-                if name not in order:
-                    _set_order(table, [*order, name])
+                _list_column(table, name)
+
+
+def _list_column(table: Any, name: str) -> None:
+    """Among the columns of a table, once."""
+    order = [str(column) for column in table.attrs["column-order"]]
+    if name not in order:
+        _set_order(table, [*order, name])
 
 
 def _set_order(table: Any, order: list[str]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Design
-from apps.single_cell.likelihood import CellLaw
+from apps.single_cell.likelihood import CellLaw, Seen
 from apps.single_cell.model import CellVAE, make_context
 from core.random import keyed_generator
 from core.vae.base import repeat_context, repeat_rows
@@ -65,10 +65,9 @@ class Rates:
 
     def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """Central credible interval of the rates, two of (B, G)."""
-        shape = np.log(np.clip(self.shape, SHAPES[0], SHAPES[1]))
-        tails = (0.5 - level / 2, 0.5 + level / 2)
-        low, high = (self.mean * np.interp(shape, *quantiles(tail)) for tail in tails)
-        return low.astype(np.float32), high.astype(np.float32)
+        place = Place.of(self.shape)
+        low, high = (self.mean * place.read(p) for p in (0.5 - level / 2, 0.5 + level / 2))
+        return low, high
 
 
 def balanced(mean: Tensor, counts: Tensor, dispersion: Tensor) -> Tensor:
@@ -137,8 +136,8 @@ def rates(
         x = torch.from_numpy(block.toarray())
         library = x.sum(1).numpy()
         part = slice(start, stop)
-        context = make_context(library, _cut(design, part), slice(None))
-        others = [make_context(library, _cut(t, part), slice(None)) for t in targets]
+        context = make_context(library, cut(design, part), slice(None))
+        others = [make_context(library, cut(t, part), slice(None)) for t in targets]
         streams = [keyed_generator(seed, int(key)) for key in keys[part]]
         yield _block(model, x, context, others, streams, draws, start)
 
@@ -157,9 +156,11 @@ def _block(
     mean, second = torch.zeros_like(x), torch.zeros_like(x)
     log_p = x.new_zeros(len(x))
     noise = torch.stack([torch.randn(draws, model.latent_dim, generator=g) for g in streams], 1)
+    seen = None
     for k in range(draws):
         law = model.decode(q.mean + q.stddev * noise[k], context)
-        log_p += law.log_prob(x) / draws
+        seen = seen or Seen.of(x, law)
+        log_p += law.bound(seen) / draws
         laws = [model.decode(q.mean + q.stddev * noise[k], other) for other in others]
         parts = [_prior(other) for other in laws] if laws else [law.posterior(x)]
         for m, v in parts:
@@ -190,7 +191,8 @@ def _prior(law: CellLaw) -> tuple[Tensor, Tensor]:
     return law.mean, law.mean.square() / law.dispersion
 
 
-def _cut(design: Design, part: slice) -> Design:
+def cut(design: Design, part: slice) -> Design:
+    """Covariates of some cells."""
     return Design(design.codes[part], design.values[part], design.sizes)
 
 
@@ -198,12 +200,42 @@ SHAPES = (1e-3, 1e6)
 """Between these shapes, quantiles of the gamma law are read from a table."""
 
 
+KNOTS = 4001
+
+
 @lru_cache(maxsize=64)
-def quantiles(p: float) -> tuple[np.ndarray, np.ndarray]:
-    """Quantile over mean of gamma laws, on a grid of the logarithm of the shape."""
-    grid = np.linspace(np.log(SHAPES[0]), np.log(SHAPES[1]), 4001)
-    shape = np.exp(grid)
-    return grid, special.gammaincinv(shape, p) / shape
+def quantiles(p: float) -> np.ndarray:
+    """Quantile over mean of gamma laws, (KNOTS,) at even steps of the logarithm of the shape."""
+    shape = np.exp(np.linspace(np.log(SHAPES[0]), np.log(SHAPES[1]), KNOTS))
+    return (special.gammaincinv(shape, p) / shape).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where shapes of gamma laws are among the knots of `quantiles`, for one look-up each.
+
+    Attributes:
+        knot: the one below.
+        share: how far from it to the next.
+    """
+
+    knot: np.ndarray
+    share: np.ndarray
+
+    @classmethod
+    def of(cls, shape: np.ndarray) -> Place:
+        """Of shapes, any array; those outside `SHAPES` count as the nearest inside."""
+        low, high = np.log(SHAPES)
+        at = np.log(np.clip(shape, *SHAPES), dtype=np.float32)
+        at = (at - np.float32(low)) * np.float32((KNOTS - 1) / (high - low))
+        knot = np.clip(at.astype(np.int32), 0, KNOTS - 2)
+        return cls(knot, np.clip(at - knot, 0, 1))
+
+    def read(self, p: float) -> np.ndarray:
+        """Quantile p over mean, float32."""
+        table = quantiles(p)
+        low = table[self.knot]
+        return low + self.share * (table[1:][self.knot] - low)
 
 
 def pit(

@@ -19,6 +19,7 @@ from apps.single_cell.inputs import Covariate, Input, bundled_model, model_of
 from apps.single_cell.layers import Output
 from apps.single_cell.output import Additions, check_output, write_cells
 from apps.single_cell.selection import Verdict, select
+from apps.single_cell.store import Workers, by_runs
 from core.cards import write_card
 from core.errors import AleatorError
 from core.report import Table, command_line, hardware, report, write_results, write_text
@@ -94,21 +95,26 @@ def denoise(
     seed: int = 0,
     search: bool = True,
     device: str = "auto",
+    workers: Workers | None = None,
     overwrite: bool = False,
     say: Say = print,
 ) -> Path:
     """Fit on the input itself unless a model is given, denoise, and say how far to trust it.
 
+    A run to a Zarr store that was stopped continues; what was fitted here is fitted once more.
+
     Raises:
         AleatorError: anything wrong with the input, the model, the options or the disk.
     """
     check_output(path, given.source, overwrite=overwrite)
+    workers = workers or Workers()
+    by_runs(path, output, workers)
     if given.source is None and model is None:
         model = bundled_model()
     cells = given.open(say)
     known: Any = {"seed": seed, "search": search, "device": device, "say": say}
     denoiser = model_of(cells, model, covariates or Covariate(), config, **known)
-    written = denoiser.write(cells, path, output, overwrite=overwrite)
+    written = denoiser.write(cells, path, output, overwrite=overwrite, workers=workers)
     for line in denoiser.warnings(_column(written, "aleator_ood")):
         say(line)
     if model is not None and denoiser.verdict:

@@ -3,6 +3,7 @@
     OUT.partial/job.json                        what determines the numbers; written last
     OUT.partial/data/                           the Zarr group, renamed to OUT when complete
     OUT.partial/done/000000000000-000000000024  rows that are written; created after the data
+    OUT.partial/work/                           whatever else the caller needs until the end
 
 A marker is an empty file, hence atomic; a chunk without one is computed again.
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 from core.errors import AleatorError
 
-_OURS = {"data", "done", "job.json", "job.json.new", "lock", "replaced", "result"}
+_OURS = {"data", "done", "work", "job.json", "job.json.new", "lock", "replaced", "result"}
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.partial$")
 
 
@@ -103,6 +104,11 @@ class PartialStore:
     def data(self) -> Path:
         """The Zarr group in it."""
         return self.folder / "data"
+
+    @property
+    def work(self) -> Path:
+        """A folder for what the caller keeps with the run, e.g. a model that workers read."""
+        return self.folder / "work"
 
     def mark(self, chunk: Chunk) -> None:
         """Remember that the rows of `chunk` are written; call it after writing them."""
@@ -204,6 +210,7 @@ class PartialStore:
         for name in _OURS - {"lock"}:
             _remove(self.folder / name)
         (self.folder / "done").mkdir()
+        self.work.mkdir()
         create(self.data)
         draft = self.folder / "job.json.new"
         draft.write_text(json.dumps(job, indent=1, sort_keys=True))

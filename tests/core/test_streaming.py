@@ -171,10 +171,13 @@ def test_no_resume_starts_afresh(tmp_path):
     store = open_store(tmp_path / "out.zarr")
     stream(make_compute(), store, chunk=50, arrays=AXES)
     assert store.missing(50) == []
+    (store.work / "mine").write_text("kept with the run")
+    assert (open_store(tmp_path / "out.zarr").work / "mine").exists()
     fresh = PartialStore.open(
         tmp_path / "out.zarr", length=LENGTH, job={"seed": 9}, create=template, resume=False
     )
     assert fresh.missing(50) == [Chunk(0, 50), Chunk(50, 100), Chunk(100, 130)]
+    assert not list(fresh.work.iterdir())
     assert not zarr.open_group(fresh.data)["index"][:].any()
 
 

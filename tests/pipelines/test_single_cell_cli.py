@@ -205,6 +205,11 @@ def test_mistakes_are_one_line(cells, tmp_path):
         "denoise", cells, "-o", out, "--likelihood", "normal"
     )
     assert "balanced, mean" in assert_refused("denoise", cells, "-o", out, "--estimate", "median")
+    assert "name the output .zarr" in assert_refused("denoise", cells, "-o", out, "--workers", 2)
+    assert "workers=0" in assert_refused("denoise", cells, "-o", out, "--workers", 0)
+    assert "scheduler tcp://127.0.0.1:1: no answer" in assert_refused(
+        *("denoise", "-o", tmp_path / "out.zarr", "--scheduler", "tcp://127.0.0.1:1")
+    )
     out.touch()
     assert "exists" in assert_refused("denoise", cells, "-o", out)
     cut = tmp_path / "cut.h5ad"

@@ -26,7 +26,7 @@ def some_rates(shape, mean, n=4000):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("shape", [0.3, 2.0, 500.0])
+@pytest.mark.parametrize("shape", [0.02, 0.3, 2.0, 500.0, 3e5])
 def test_interval_is_that_of_the_gamma_law(shape):
     low, high = some_rates(shape, 3.0, 1).interval(0.8)
     exact = stats.gamma.ppf([0.1, 0.9], shape, scale=3 / shape)

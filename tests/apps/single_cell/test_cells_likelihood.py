@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from apps.single_cell.likelihood import CellLaw, CellLikelihood
+from apps.single_cell.likelihood import CellLaw, CellLikelihood, Seen
 from core.distributions import NegativeBinomial, Poisson, ZeroInflated
 from core.errors import AleatorError
 
@@ -41,6 +41,22 @@ def test_log_prob_is_scipys(kind):
         mixed = np.log(pi + (1 - pi) * np.exp(expected))
         expected = np.where(x.numpy() == 0, mixed, np.log1p(-pi) + expected)
     assert np.abs(law.log_prob(x).numpy() - expected.sum(1)).max() < 1e-10
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["nb", "poisson", "zinb", "nb of each cell"])
+def test_what_is_prepared_once_serves_all_latents(kind, dtype):
+    """Prepared under one draw of the latents, read under another, at extreme dispersions too."""
+    law, x = some_law(kind=kind[:7].split(" of")[0], per_cell="each" in kind, dtype=dtype)
+    if law.log_dispersion is not None:
+        law.log_dispersion[:, ::2] *= 9 / law.log_dispersion[:, ::2].abs()
+    other = CellLaw(law.logits.flip(0), law.library, law.log_dispersion, law.zero_logits)
+    found, expected = other.bound(Seen.of(x, law)), other.log_prob(x)
+    assert found.numpy() == pytest.approx(
+        expected.numpy(), rel=1e-12 if dtype == torch.float64 else 2e-6
+    )
+    assert (law.bound(Seen.of(x, law)) - found).abs().max() > 1.0
 
 
 @pytest.mark.exact
