@@ -101,7 +101,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--name", default="single_cell_scale", help="of the files in FOLDER")
     options = parser.parse_args(arguments)
-    rows = []
+    options.work, rows = options.work.resolve(), []
+    options.model = options.model and options.model.resolve()
     for cells in map(int, options.cells.split(",")):
         store = options.work / f"cells{cells}x{options.genes}.zarr"
         if not store.exists():
