@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,7 @@ def train(
     Raises:
         AleatorError: bad data or options, or a model is there already.
     """
-    if config.loss.keep and start is None and config.loss.keep_of is None:
-        raise AleatorError("loss.keep needs a model to go on from: --start MODEL")
+    refuse_keeping_nothing(config, start)
     judge = validation or data / "val"
     _check(output, overwrite, judge, data)
     config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, seed=seed))
@@ -114,11 +113,17 @@ def train(
         more=generator_tensors(joint_generator(trained.mixer.source) or generator),
         notes=config.to_dict() | {SEEN: digests(training_files(data))},
     )
+    _tidy(output, card)
+    say(f"{output}: model {saved.fingerprint}, {fitted.steps} steps")
+    return model
+
+
+def _tidy(output: Path, card: Mapping[str, Any]) -> None:
+    """Card and log stay beside the model; the state of the run is not needed any more."""
+    work = output / "training"
     write_card(output / "card.md", card)
     shutil.copy(work / "metrics.jsonl", output / "metrics.jsonl")
     shutil.rmtree(work)
-    say(f"{output}: model {saved.fingerprint}, {fitted.steps} steps")
-    return model
 
 
 def _size(model: AnomalyModel) -> int:
@@ -189,6 +194,12 @@ def initial_model(
     if weights is not None:
         _put_in(model, weights)
     return model
+
+
+def refuse_keeping_nothing(config: Config, start: Path | None) -> None:
+    """One clear error where answers are to be kept of no model."""
+    if config.loss.keep and start is None and config.loss.keep_of is None:
+        raise AleatorError("loss.keep needs a model to go on from: --start MODEL")
 
 
 def what_is_kept(config: Config, start: Path | None, model: AnomalyModel) -> AnomalyModel | None:

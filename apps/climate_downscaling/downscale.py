@@ -273,15 +273,9 @@ def ensemble(
         fields = torch.from_numpy(read_coarse(model, field, days.start, days.stop)).to(place)
         hours = clock_vector(field, model.clock, days.start, days.stop).to(place)
         noise = [streams(member, t) for t in range(days.start, days.stop)]
-        observed = stations.by_time if stations is not None else {}
-        times = enumerate(keys[days].tolist())
-        seen = {i: observed[key] for i, key in times if key in observed}
-        drawn = draw_period(
-            *(model, fields, hours, given, noise),
-            sampler=sampler,
-            conserve=conserve,
-            stations=seen,
-        )
+        seen = stations.among(keys[days].tolist()) if stations is not None else {}
+        known = (model, fields, hours, given, noise)
+        drawn = draw_period(*known, sampler=sampler, conserve=conserve, stations=seen)
         return drawn.cpu().numpy()
 
     single = np.ones(stop - start, bool)

@@ -9,7 +9,7 @@ the nearest cell that has data, at the time that it has exactly.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +69,10 @@ class Stations:
     def at(self, key: int) -> Seen | None:
         """Those of one time, if there are any."""
         return self.by_time.get(key)
+
+    def among(self, keys: Sequence[int]) -> dict[int, Seen]:
+        """Place in `keys` -> those of that time, where there are any."""
+        return {i: self.by_time[key] for i, key in enumerate(keys) if key in self.by_time}
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of all values, places, times and errors."""

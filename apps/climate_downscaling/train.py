@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,12 +130,21 @@ def train(
     minutes = (time.monotonic() - started) / 60
     scores = judge(model, prepared, device, say)
     card = _card(model, prepared, fitted, minutes, scores)
+    fingerprint = _save(model, output, card, prepared)
+    say(f"{output}: model {fingerprint}, best at step {fitted.best_step}")
+    return dataclasses.replace(model, fingerprint=fingerprint, card=card)
+
+
+def _save(
+    model: DownscalingModel, output: Path, card: Mapping[str, Any], prepared: Prepared
+) -> str:
+    """Model, card and log in their folder; the state of the run is not needed any more."""
+    work = output / "training"
     saved = model.save(output, card, prepared.fingerprint())
     write_card(output / "card.md", card)
     shutil.copy(work / "metrics.jsonl", output / "metrics.jsonl")
     shutil.rmtree(work)
-    say(f"{output}: model {saved.fingerprint}, best at step {fitted.best_step}")
-    return dataclasses.replace(model, fingerprint=saved.fingerprint, card=card)
+    return saved.fingerprint
 
 
 def _job(work: Path, prepared: Prepared, config: Config, resume: bool) -> dict[str, Any]:
