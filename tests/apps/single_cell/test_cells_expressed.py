@@ -75,12 +75,12 @@ def test_the_crossing_is_where_two_normal_laws_are_as_likely(share):
 
 def test_one_level_or_two_that_are_near_leave_a_gene_on():
     rng = np.random.default_rng(2)
-    one = rng.normal(
-        0.0, [0.5, 1.2], (5000, 2)
-    )  # halves of the wide one are more than 3 times apart
+    one = rng.normal(0.0, 0.5, (5000, 1))
     near = two_levels(0.5, -0.4, 0.4, 0.1)[:5000]  # 2.2 times apart
     assert (crossings(histogram(np.hstack([one, near]))) == -np.inf).all()
     assert np.isfinite(crossings(histogram(two_levels(0.5, -0.8, 0.8, 0.1)))).all()
+    few = rng.normal(0.0, 2.0, (60, 3))  # two components lie far apart, and explain no more
+    assert (crossings(histogram(few)) == -np.inf).all()
 
 
 def no_covariates(n):
