@@ -17,6 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from pipelines.driving_score import app
+from tests.pipelines.mistakes import the_error
 
 SIZE = (64, 96)
 
@@ -27,11 +28,7 @@ def invoke(*arguments):
 
 def assert_refused(*arguments):
     """The one line that a mistake ends with."""
-    found = invoke(*arguments)
-    assert found.exit_code == 2, found.output
-    lines = [line for line in found.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    return lines[0]
+    return the_error(invoke(*arguments))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from apps.hep_simulation.simulate import bundled
 from pipelines.hep import app
+from tests.pipelines.mistakes import assert_one_line
 
 BINNING, SHOWERS = bundled("binning.xml"), bundled("showers.hdf5")
 
@@ -22,16 +23,6 @@ BINNING, SHOWERS = bundled("binning.xml"), bundled("showers.hdf5")
 def invoke(*arguments):
     torch.set_num_threads(1)
     return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def assert_one_line(result, *words):
-    """A mistake of the user: exit code 2, one line on stderr that says what is wrong."""
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 def test_help_is_instant():

@@ -15,6 +15,7 @@ from apps.hep_simulation.oracle import pythia
 from apps.hep_simulation.simulate import bundled
 from pipelines.hep import app
 from tests.apps.hep_simulation.clouds.conftest import made_up
+from tests.pipelines.mistakes import assert_one_line
 
 TINY = ["--set", "width=8", "--set", "depth=1", "--set", "heads=2", "--set", "fit.steps=4"]
 
@@ -22,14 +23,6 @@ TINY = ["--set", "width=8", "--set", "depth=1", "--set", "heads=2", "--set", "fi
 def invoke(*arguments):
     torch.set_num_threads(1)
     return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def assert_one_line(result, *words):
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from apps.single_cell.data import sample_path
 from apps.single_cell.evaluation import truth_scores
 from apps.single_cell.inputs import bundled_model
 from pipelines.single_cell import app
+from tests.pipelines.mistakes import the_error
 
 QUICK = ("--no-search", "--steps", 40)
 
@@ -38,11 +39,7 @@ def cells(tmp_path_factory):
 
 def assert_refused(*arguments):
     """The one line that a mistake ends with."""
-    found = invoke(*arguments)
-    assert found.exit_code == 2, found.output
-    lines = [line for line in found.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1
-    return lines[0]
+    return the_error(invoke(*arguments))
 
 
 def test_help_is_instant_and_teaches():
