@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,8 @@ def generate(
     else:
         wanted = Wanted(tuple(dict.fromkeys(columns)), prior or PriorConfig())
         wanted.check(source, asked)
-        chosen = config if search else generating(config, len(source))
+        chosen = replace(config or Config(), shrinkage=1.0)
+        chosen = chosen if search else generating(chosen, len(source))
         known: Any = {"seed": seed, "search": search, "device": device, "say": say}
         denoiser = model_of(source, model, covariates, chosen, **known)
         generator = wanted.fit(denoiser, source, seed, device, say)

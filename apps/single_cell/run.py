@@ -56,6 +56,7 @@ def train(
     cells = given.open(say)
     if prior:
         prior.check(cells)
+        config = config if config.shrinkage is not None else replace(config, shrinkage=1.0)
     work, started = folder / "training", time.monotonic()
     denoiser = Denoiser.fit(
         cells,
