@@ -179,7 +179,8 @@ class _Trial:
         """How far to draw the model in: as given, or as the held-out molecules want it."""
         if config.shrinkage is not None:
             return Shrinkage(rest=config.shrinkage)
-        return learn_shrinkage(model, self.molecules, self.design, seed=self.seed)
+        found = learn_shrinkage(model, self.molecules, self.design, seed=self.seed)
+        return found.tempered(config.temper)
 
     def tally(
         self,
@@ -274,7 +275,7 @@ def _chosen(
         config = _search(trial, config, steps, tried, say)
     rest: dict[str, Any] = {k: v for k, v in BASE.items() if getattr(config, k) is None}
     config = replace(config, **rest)
-    model, best = trial.fit(replace(config, steps=steps), checks=6)
+    model, best = trial.fit(replace(config, steps=steps), checks=0 if config.steps else 6)
     whole = default_steps(len(counts), config.batch_size)
     chosen = config.steps or max(1, round(whole * best / steps))
     shrinkage = trial.shrinkage(model, config)
