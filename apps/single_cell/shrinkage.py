@@ -159,8 +159,9 @@ def shrink(
     """
     found = copy.deepcopy(model)
     if found.likelihood.spread is not None and found.likelihood.centre is not None:
-        found.likelihood.spread += float(np.log(shrinkage.dispersion)) / SPEED
-        found.likelihood.centre += float(np.log(shrinkage.dispersion)) / SPEED
+        by = float(np.log(shrinkage.dispersion)) / SPEED
+        found.likelihood.spread.add_(by)
+        found.likelihood.centre.add_(by)
     weights = torch.from_numpy(shrinkage.of(model.decoder.weight.shape[0]))
     if bool((weights == 1).all()):
         return found
@@ -229,7 +230,7 @@ class _Cells:
         decoder.weight.copy_(weight)
         decoder.level.copy_(before - self.centre @ weight)
         for _ in range(corrections):
-            decoder.level += (self.totals / self.expected(decoder)).log().float()
+            decoder.level.add_((self.totals / self.expected(decoder)).log().float())
 
 
 class _HeldOut:
