@@ -37,8 +37,6 @@ from apps.single_cell.generate import Generator, draw_counts, generating
 from apps.single_cell.ood import Surprise
 from apps.single_cell.prior import PriorConfig, latents
 from apps.single_cell.realism import Components, moment_gaps, realism
-from apps.single_cell.selection import choose
-from apps.single_cell.shrinkage import shrink
 from core.random import keyed_generator
 from core.report import Table, report, write_results, write_text
 
@@ -75,23 +73,19 @@ class Split:
         if self._denoiser is None:
             covariates = Covariates.fit(self.train.obs, "pbmc3k")
             config = generating(None, self.train.n_obs)
-            counts = Counts(self.train.X)
-            design = covariates.encode(self.train.obs, "pbmc3k")
             fitted = fit_model(
-                counts,
+                Counts(self.train.X),
                 np.asarray(self.train.X.sum(1, dtype=np.float64)).ravel(),
-                design,
+                covariates.encode(self.train.obs, "pbmc3k"),
                 config,
                 seed=self.seed,
                 folder=self.folder,
                 resume=True,
                 progress=None,
             )
-            _, found = choose(counts, design, config, seed=self.seed, search=False)
-            model = shrink(fitted.model, found, counts, design, seed=self.seed)
             unused = Surprise((0.0, 0.0, 0.0), 0.0, 1.0)
             genes = tuple(map(str, self.train.var_names))
-            self._denoiser = Denoiser(model, genes, covariates, config, unused, None)
+            self._denoiser = Denoiser(fitted.model, genes, covariates, config, unused, None)
         return self._denoiser
 
 

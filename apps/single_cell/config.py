@@ -28,8 +28,6 @@ class Config:
         learning_rate: at its peak.
         shrinkage: weight, from 0 (the library mean) to 1 (as it was trained), of what the latent
             space says of a cell; None chooses one for each of its directions.
-        temper: power that chosen weights are raised to: 1 for the best forecast of each cell; less
-            for new cells, which are to vary as cells do (`generate.TEMPER`).
     """
 
     latent: int | None = None
@@ -42,7 +40,6 @@ class Config:
     batch_size: int = 128
     learning_rate: float = 6e-3
     shrinkage: float | None = None
-    temper: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("latent", "width", "steps", "batch_size"):
@@ -57,8 +54,6 @@ class Config:
             raise AleatorError(f"strength={self.strength}: it must not be negative")
         if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
             raise AleatorError(f"shrinkage={self.shrinkage}: a weight from 0 to 1 is expected")
-        if not 0 <= self.temper <= 1:
-            raise AleatorError(f"temper={self.temper}: a power from 0 to 1 is expected")
         if not 0 <= self.dropout < 1 or self.learning_rate <= 0:
             raise AleatorError(
                 f"dropout={self.dropout}, learning_rate={self.learning_rate}: a share below 1 and "

@@ -164,7 +164,7 @@ def fit_model(
         devices=devices,
         seed=seed,
     )
-    trained = {k: v for k, v in config.to_dict().items() if k not in ("shrinkage", "temper")}
+    trained = {k: v for k, v in config.to_dict().items() if k != "shrinkage"}
     stream = Stream(counts, library, design, config.batch_size, seed)
     with ExitStack() as stack:
         if folder is None:

@@ -179,8 +179,7 @@ class _Trial:
         """How far to draw the model in: as given, or as the held-out molecules want it."""
         if config.shrinkage is not None:
             return Shrinkage(rest=config.shrinkage)
-        found = learn_shrinkage(model, self.molecules, self.design, seed=self.seed)
-        return found.tempered(config.temper)
+        return learn_shrinkage(model, self.molecules, self.design, seed=self.seed)
 
     def tally(
         self,

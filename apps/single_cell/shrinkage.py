@@ -76,11 +76,6 @@ class Shrinkage:
         own = np.array(self.weights[:directions], np.float64)
         return np.concatenate([own, np.full(directions - len(own), self.rest)])
 
-    def tempered(self, power: float) -> Shrinkage:
-        """With weights to some power: 0 leaves the model as it was trained."""
-        weights = tuple(weight**power for weight in self.weights)
-        return Shrinkage(weights, self.rest**power, self.dispersion)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {

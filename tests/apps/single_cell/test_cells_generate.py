@@ -6,7 +6,7 @@ import torch
 
 from apps.single_cell import Config, Denoiser
 from apps.single_cell.covariates import Design
-from apps.single_cell.generate import TEMPER, Generator, draw_counts
+from apps.single_cell.generate import Generator, draw_counts
 from apps.single_cell.generating import Translation, pair
 from apps.single_cell.likelihood import CellLaw
 from apps.single_cell.prior import PriorConfig
@@ -19,7 +19,7 @@ SHORT = PriorConfig(width=64, steps=500)
 @pytest.fixture(scope="module")
 def made(known):
     adata, _ = known(360, 40, batches=2)
-    config = Config(4, 32, "nb", strength=10.0, steps=150, temper=TEMPER)
+    config = Config(4, 32, "nb", strength=10.0, steps=150, shrinkage=1.0)
     denoiser = Denoiser.fit(adata, batch_key="batch", config=config)
     return Generator.fit(denoiser, adata, like=["kind"], config=SHORT), adata
 

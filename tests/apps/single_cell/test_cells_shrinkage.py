@@ -13,7 +13,7 @@ from apps.single_cell.config import Config
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Design
 from apps.single_cell.fitting import fit_model
-from apps.single_cell.generate import TEMPER, generating
+from apps.single_cell.generate import generating
 from apps.single_cell.mcv import split
 from apps.single_cell.posterior import rates
 from apps.single_cell.selection import choose, select
@@ -232,21 +232,10 @@ def test_it_is_kept_with_the_model_and_changes_all_that_is_written(known, tmp_pa
         assert spread < (written.layers[layer] / library).std(0).mean()
 
 
-def test_new_cells_come_from_tempered_weights(known):
+def test_a_model_for_new_cells_is_left_as_trained(known):
     adata, _ = known(120)
-    assert Shrinkage((1.0, 0.25), 0.0, 2.0).tempered(0.5) == Shrinkage((1.0, 0.5), 0.0, 2.0)
-    assert Shrinkage((0.3,), 0.0).tempered(0.0) == Shrinkage((1.0,), 1.0)
-    given, design = (Counts(adata.X), plain(120)), Config(4, 16, "nb", strength=10.0, steps=60)
-    full = choose(*given, design, search=False)[1]
-    new = choose(*given, generating(design, 120), search=False)[1]
-    assert new == full.tempered(TEMPER)
-    assert full != new
-
-
-@pytest.mark.parametrize("power", [-0.5, 2.0])
-def test_a_power_is_from_zero_to_one(power):
-    with pytest.raises(AleatorError, match="temper"):
-        Config(temper=power)
+    config = generating(Config(4, 16, "nb", strength=10.0, steps=60), 120)
+    assert choose(Counts(adata.X), plain(120), config, search=False)[1].of(16).min() == 1
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
