@@ -135,7 +135,7 @@ def test_every_family_trains_and_conserves_the_layer_energies(family, trained, t
     folder, geometry = trained
     values = {"family": family, "fit": {**TINY, "steps": 2}}
     if family in ("flow_matching", "diffusion"):
-        values["model"] = {"net": {"channels": 8}}
+        values["model"] = {"net": {"width": 16}}
     config = parse_config(values)
     train([folder / "train.hdf5"], geometry, tmp_path / "m", config, say=_silent)
     simulator = Simulator.load(tmp_path / "m")
@@ -154,7 +154,7 @@ def test_every_family_trains_and_conserves_the_layer_energies(family, trained, t
 @pytest.mark.slow
 def test_a_pupil_does_in_one_evaluation_what_its_teacher_does_in_many(trained, tmp_path):
     folder, geometry = trained
-    values = {"family": "diffusion", "model": {"net": {"channels": 8}}}
+    values = {"family": "diffusion", "model": {"net": {"width": 16}}}
     fit = {**TINY, "steps": 60, "batch_size": 32, "validate_every": 60, "learning_rate": 0.002}
     taught = parse_config({**values, "fit": fit})
     sources = [folder / "train.hdf5"]
