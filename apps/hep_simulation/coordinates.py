@@ -122,7 +122,8 @@ class Coordinates(nn.Module):
 
     def _there(self, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(M,) showers, layers and splits with energy."""
-        return (nodes[..., self.which[:, 0]] > 0).nonzero().unbind(1)
+        shower, layer, split = (nodes[..., self.which[:, 0]] > 0).nonzero().unbind(1)
+        return shower, layer, split
 
     def _law(
         self, nodes: Tensor, condition: Tensor, shower: Tensor, layer: Tensor, split: Tensor
@@ -136,4 +137,3 @@ class Coordinates(nn.Module):
     ) -> Tensor:
         parent = compress(nodes[shower, layer, self.which[split, 0]])[:, None]
         return torch.cat([parent, parent.square() / 10, facts[shower, layer]], 1)
-

@@ -1,4 +1,4 @@
-r"""A network along the depth of a shower: convolutions over layers, dilated, told of the condition.
+r"""A network along the depth of a shower: dilated convolutions over its layers.
 
     h ← h + W₂ SiLU(FiLM_c(Norm(W₁ * SiLU(h)))),   W₁ over three layers, 1, 2, 4, ... apart
     out = W SiLU(h) + g(c) x
@@ -59,9 +59,8 @@ class DepthNet(nn.Module):
         self.last = nn.Conv1d(width, out_channels or event_shape[0], 1)
         self.gate = nn.Linear(width, event_shape[0]) if out_channels is None else None
         for layer in (self.last, self.gate):
-            if layer is not None:
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            for parameter in [] if layer is None else layer.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, noise_level: Tensor, context: Context = None) -> Tensor:
         """(B, S, 1, L), c_noise (B,) and context -> (B, out_channels, 1, L)."""

@@ -118,7 +118,7 @@ class ProfileAndField(GenerativeModel):
         object.__setattr__(self.field, "teacher", teacher.field.eval().requires_grad_(False))
 
     def _inner(self, energies: Tensor, condition: Tensor) -> dict[str, Tensor]:
-        """What the field is told: condition and energies of all layers; of each layer its facts."""
+        """What the field is told: condition, energies of all layers; of each layer its facts."""
         scaled = torch.cat([condition[:, :1] - 9.0, condition[:, 1:], compress(energies) / 4], 1)
         if not self._stepped:
             return {"vector": scaled}
