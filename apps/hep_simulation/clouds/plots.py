@@ -1,0 +1,85 @@
+"""Pictures of clouds: spectra of jets and of their constituents, with a ratio panel each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apps.hep_simulation.clouds.evaluation import Sample
+from apps.hep_simulation.clouds.observables import NAMES
+from apps.hep_simulation.observables import separation
+from apps.hep_simulation.plots import draw, histogram
+
+SUBSTRUCTURE = ("girth", "pTD", "tau1", "tau21", "tau32", "leading ptrel")
+BINS = 40
+Panels = list[tuple[str, np.ndarray, np.ndarray]]
+"""Label, generated and reference values of each panel."""
+
+
+def draw_all(folder: Path, generated: Sample, reference: Sample) -> list[Path]:
+    """Draw every figure into a folder; returns the files."""
+    pictures = {
+        "spectra": spectra(generated, reference),
+        "substructure": substructure(generated, reference),
+    }
+    return [
+        draw(folder / f"{name}.png", lambda figure, shown=shown: _panels(figure, shown))
+        for name, shown in pictures.items()
+    ]
+
+
+def spectra(generated: Sample, reference: Sample) -> Panels:
+    """What W1 of the table is of: multiplicity, mass, and the constituents' angles and momenta."""
+    both = (generated, reference)
+    masses = (s.features[:, NAMES.index("mass")] * s.clouds.pt for s in both)
+    found: Panels = [
+        ("constituents", *(s.clouds.counts.astype(np.float64) for s in both)),
+        ("mass, GeV", *masses),
+        ("pT, GeV", *(s.clouds.pt for s in both)),
+    ]
+    for column, label in enumerate(
+        ("constituents' Δη", "constituents' Δφ", "constituents' pT, GeV")
+    ):
+        values = []
+        for s in both:
+            points = s.clouds.points[:, :, column]
+            scale = s.clouds.pt[:, None] if column == 2 else np.ones((len(points), 1))
+            values.append((points * scale)[s.clouds.mask])
+        found.append((label, *values))
+    return found
+
+
+def substructure(generated: Sample, reference: Sample) -> Panels:
+    """How the momentum of a jet is spread."""
+    return [
+        (name, *(s.features[:, NAMES.index(name)] for s in (generated, reference)))
+        for name in SUBSTRUCTURE
+    ]
+
+
+def edges_of(label: str, reference: np.ndarray) -> np.ndarray:
+    """Bins of a panel: whole numbers, logarithmic for momenta, else even between quantiles."""
+    low, high = np.quantile(reference, [0.001, 0.999])
+    if label == "constituents":
+        step = max(1, round((high - low) / BINS))
+        return np.arange(np.floor(low), high + step + 1, step) - 0.5
+    if "pT, GeV" in label and low > 0:
+        return np.geomspace(low, max(high, 1.001 * low), BINS + 1)
+    return np.linspace(low, max(high, low + 1e-6), BINS + 1)
+
+
+def _panels(figure: Any, panels: Panels) -> None:
+    axes = figure.subplots(4, 3, height_ratios=[3, 1, 3, 1])
+    for index, (label, x, y) in enumerate(panels):
+        row, column = 2 * (index // 3), index % 3
+        top, below = axes[row, column], axes[row + 1, column]
+        edges = edges_of(label, y)
+        histogram(top, below, x, y, edges)
+        below.set_xlabel(label)
+        top.set_title(f"separation power {separation(x, y, edges):.4f}", size=9)
+        if "pT, GeV" in label:
+            top.set_xscale("log")
+            below.set_xscale("log")
+    axes[0, 0].legend(frameon=False)
