@@ -5,13 +5,16 @@ r"""A network along the depth of a shower: dilated convolutions over its layers.
 
 What goes together in a shower goes together with its neighbours in depth, less the further they
 are: a transformer has to learn that first, and costs four times as much a layer. The gate g lets
-a number through as it came, which a consistency model has to do with whatever stands alone.
+a number through as it came. So does `turning`, for a consistency model: with nothing learnt, its
+f = cos φ y + sin φ F is then y itself, the right answer for a number that stands alone; and with
+its teacher's weights f = y + sin φ F, about one step of its teacher's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +36,7 @@ class DepthNet(nn.Module):
         out_channels: int | None = None,
         width: int = 96,
         blocks: int = 4,
+        turning: bool = False,
     ) -> None:
         """Assemble.
 
@@ -45,6 +49,7 @@ class DepthNet(nn.Module):
             width: hidden features a layer.
             blocks: residual blocks; their reach doubles up to 8 layers either way, then begins
                 anew.
+            turning: add tan(φ / 2) x to the output, with φ = arctan(σ / α).
 
         Raises:
             AleatorError: events of another rank.
@@ -52,7 +57,7 @@ class DepthNet(nn.Module):
         super().__init__()
         if len(event_shape) != 3 or event_shape[1] != 1:
             raise AleatorError(f"a DepthNet needs an event (S, 1, L), not {tuple(event_shape)}")
-        self.field_channels = field_channels
+        self.field_channels, self.turning = field_channels, turning
         self.condition = ConditionEmbedding(width, vector_dim, classes)
         self.first = nn.Conv1d(event_shape[0] + field_channels, width, 1)
         self.blocks = nn.ModuleList(_Block(width, 2 ** (k % 4)) for k in range(blocks))
@@ -69,9 +74,12 @@ class DepthNet(nn.Module):
         for block in self.blocks:
             h = block(h, condition)
         found = self.last(F.silu(h))[:, :, None]
-        if self.gate is None:
-            return found
-        return found + self.gate(condition)[:, :, None, None] * x
+        if self.gate is not None:
+            found = found + self.gate(condition)[:, :, None, None] * x
+        if self.turning:
+            angle = torch.atan((4 * noise_level).exp())
+            found = found + torch.tan(angle / 2)[:, None, None, None] * x
+        return found
 
 
 class _Block(nn.Module):

@@ -34,6 +34,8 @@ NET = {"name": "depth", "width": 96, "blocks": 4}
 JOINT_DEPTH = 3
 """Halvings of the circle that are drawn together, of the inner third of the rings."""
 PATH = {"name": "edm", "sigma_min": 0.01, "sigma_max": 20.0}
+BLOCK = 20
+"""Showers that are drawn together."""
 STEPS = 8
 JUMPS = 2
 """Evaluations a shower of a consistency model."""
@@ -148,11 +150,32 @@ class ProfileAndField(GenerativeModel):
         energies = self.profile.sample(condition, first)
         chosen = self._sampler((sampler or {}).get("steps"))
         z = randn((batch, len(self.tree.splits), layers), generator)
-        z[:, self.joint] = self.field.sample(
-            (), self._inner(energies, condition), sampler=chosen, generator=generator
-        )[:, :, 0]
+        z[:, self.joint] = self._drawn(self._inner(energies, condition), chosen, generator)[
+            :, :, 0
+        ]
         x = self.tree.voxels(self.coordinates.inverse(z, energies, condition))
         return rotated(x, (turn[:, 0] * sectors).long(), turn[:, 1] < 0.5) if self.rotates else x
+
+    def _drawn(
+        self, inner: dict[str, Tensor], sampler: Any, generator: Generators | None
+    ) -> Tensor:
+        """Scores of the joint splits (B, J, 1, L), in whole blocks where each has its stream.
+
+        Networks round differently for other numbers of rows: so that a shower is the same
+        whatever its company, a block that is not full is filled with copies.
+        """
+        if generator is None or isinstance(generator, torch.Generator):
+            return self.field.sample((), inner, sampler=sampler, generator=generator)
+        parts = []
+        for start in range(0, len(generator), BLOCK):
+            streams = list(generator[start : start + BLOCK])
+            count = len(streams)
+            rows = torch.arange(start, start + BLOCK).clamp(max=start + count - 1)
+            streams += [torch.Generator().manual_seed(k) for k in range(BLOCK - count)]
+            block = {name: part[rows] for name, part in inner.items()}
+            drawn = self.field.sample((), block, sampler=sampler, generator=streams)
+            parts.append(drawn[:count])
+        return torch.cat(parts)
 
     def _sampler(self, steps: int | None) -> Any:
         """What core's family takes for so many evaluations, or for as many as is usual."""
@@ -205,6 +228,8 @@ def field_config(
             base |= {"prediction": "edm"}
         else:
             base["path"] = dict(PATH)
+        if family == "consistency" and base["net"]["name"] == "depth":
+            base["net"]["turning"] = True
         if family == "diffusion":
             base |= {"log_sigma_mean": 0.0, "log_sigma_std": 1.2}
     elif family == "flow":

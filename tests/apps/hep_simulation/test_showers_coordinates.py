@@ -15,7 +15,7 @@ from apps.hep_simulation.turn import Turn, time
 from core.denoiser import Posterior
 from core.errors import AleatorError
 from core.paths import path_from_config
-from core.registry import build_net
+from core.registry import build, build_net
 
 THRESHOLD = 0.4
 
@@ -214,3 +214,45 @@ def test_a_network_along_depth_sees_neighbours_and_starts_from_nothing():
     assert (moved[1:] == 0).all()
     with pytest.raises(AleatorError, match=r"\(S, 1, L\)"):
         build_net({"name": "depth"}, (5, 3, 20))
+
+
+def _correlated(count, seed, layers=6):
+    """(N, 2, 1, L): two numbers a layer that have much in common from layer to layer."""
+    common = torch.randn(count, 2, 1, 1, generator=_generator(seed))
+    own = torch.randn(count, 2, 1, layers, generator=_generator(seed + 1))
+    return 0.9 * common + (1 - 0.9**2) ** 0.5 * own
+
+
+def _fitted(model, steps):
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    model.train()
+    for step in range(steps):
+        loss = model.loss(_correlated(128, 10 * step), generator=_generator(step)).value.mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
+def test_a_pupil_begins_at_one_step_of_its_teacher_and_gets_beyond_it():
+    import apps.hep_simulation.fields  # noqa: F401  registers the network
+
+    torch.manual_seed(2)
+    net = {"name": "depth", "width": 32, "blocks": 2}
+    common = {"event_shape": [2, 1, 6], "path": {"name": "edm", "sigma_max": 20.0}}
+    teacher = build({"family": "diffusion", "net": net, "log_sigma_mean": 0.0, **common})
+    pupil = build({"family": "consistency", "net": {**net, "turning": True}, **common})
+
+    def drawn(model, sampler):
+        return model.sample((1000,), sampler=sampler, generator=_generator(11))
+
+    noise = drawn(pupil, 1)  # nothing is learnt yet: noise as it came
+    assert noise.std().item() == pytest.approx(1.0, abs=0.02)
+    _fitted(teacher, 250)
+    pupil.denoiser.net.load_state_dict(teacher.denoiser.net.state_dict())
+    object.__setattr__(pupil, "teacher", teacher)
+    many, one, first = drawn(teacher, Turn(32)), drawn(teacher, Turn(1)), drawn(pupil, 1)
+    far = (one - many).square().mean()
+    assert (first - one).square().mean() < 0.3 * far
+    near = (drawn(_fitted(pupil, 250), 1) - many).square().mean()
+    assert near < 0.5 * far
