@@ -173,18 +173,19 @@ def _gaussian(correlation, path):
 def test_turning_keeps_spreads_at_any_number_of_steps_and_finds_correlations(name):
     path = path_from_config(name)
     start = path.at(path.t_max)
-    noise = math.hypot(start.alpha, start.sigma) * torch.randn(
-        200_000, 2, generator=_generator(8), dtype=torch.float64
-    )
-    alone = Turn(1)(_gaussian(0.0, path), noise, path=path)
-    assert alone.std(0).tolist() == pytest.approx([1.0, 1.0], abs=0.01)
-    errors = []
-    for steps in (1, 2, 4, 16):
-        x = Turn(steps)(_gaussian(0.6, path), noise, path=path)
-        assert x.std(0).tolist() == pytest.approx([1.0, 1.0], abs=0.12)
-        errors.append(abs(torch.corrcoef(x.T)[0, 1].item() - 0.6))
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[3] < 0.01
+    basis = math.hypot(start.alpha, start.sigma) * torch.eye(2, dtype=torch.float64)
+
+    def covariance(correlation, steps):  # samples are linear in the noise
+        x = Turn(steps)(_gaussian(correlation, path), basis, path=path)
+        return x.T @ x
+
+    assert torch.allclose(covariance(0.0, 1), torch.eye(2).double(), atol=1e-6)
+    wanted = torch.tensor([[1.0, 0.6], [0.6, 1.0]], dtype=torch.float64)
+    errors = {n: (covariance(0.6, n) - wanted).abs().max().item() for n in (1, 2, 3, 4, 15, 16, 32)}
+    assert errors[1] > errors[3] > errors[15]
+    assert errors[2] > errors[4] > errors[16] > errors[32]
+    assert errors[16] > 3 * errors[32]  # of second order
+    assert errors[32] < 0.0012
 
 
 def test_time_of_an_angle_is_that_of_its_noise():
