@@ -14,6 +14,7 @@ from pathlib import Path
 from apps.hep_simulation.config import read_config
 from apps.hep_simulation.evaluation import FORMATS, Sample, memorised, scores
 from apps.hep_simulation.geometry import Geometry
+from apps.hep_simulation.observables import following
 from apps.hep_simulation.simulate import Simulator
 from apps.hep_simulation.train import train
 from core.report import Table
@@ -55,6 +56,7 @@ COLUMNS = {
     "sep_sparsity": "sep. sparsity",
     "sep_width_r": "sep. width r",
     "correlation": "max Δcorr(E_l)",
+    "following": "corr. of centres, next layers",
     "nn_ratio": "NN ratio",
     "ms_100": "ms/shower, batch 100",
     "parameters": "parameters",
@@ -64,6 +66,7 @@ SHOWN = {
     **FORMATS,
     **dict.fromkeys(("auc_high_stderr", "auc_low_stderr"), ".3f"),
     "ms_100": ".2f",
+    "following": ".3f",
     "cpu": ".1f",
     "parameters": ",.0f",
     "evaluations": ".0f",
@@ -100,8 +103,7 @@ def tasks(
         speed: what draws showers to milliseconds a shower.
     """
     few, seen = first(truth), first(known)
-    floor = {"sample": "floor: Geant4, training showers"}
-    found: dict[str, Callable[[], dict]] = {"families: floor": lambda: floor | scores(seen, few)}
+    found: dict[str, Callable[[], dict]] = {"families: floor": lambda: _floor(seen, few)}
     models = {family: folder / family for family in STEPS} | {BUNDLED: None}
     for family, path in models.items():
         if path is not None and not (path / "model.json").exists():
@@ -118,12 +120,18 @@ def tasks(
     return found
 
 
+def _floor(seen: Sample, few: Sample) -> dict:
+    row = {"sample": "floor: Geant4, training showers", **scores(seen, few, distances=False)}
+    return row | {"following": following(seen.features)}
+
+
 def _judged(row: dict, draw: Callable, few: Sample, known: Sample, speed: Callable) -> dict:
     from apps.hep_simulation.conditions import parse_spectrum
 
     energies, particles = parse_spectrum("1:64:log", "11,22", COUNT).read(0, 0, COUNT)
     sample = Sample(draw(energies, particles, 0), energies, few.geometry)
     row |= scores(sample, few, distances=False)
+    row |= {"following": following(sample.features)}
     return row | {"nn_ratio": memorised(sample, known, few).ratio, "ms_100": speed(draw, 100, 1)}
 
 

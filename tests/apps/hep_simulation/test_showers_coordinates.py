@@ -181,7 +181,9 @@ def test_turning_keeps_spreads_at_any_number_of_steps_and_finds_correlations(nam
 
     assert torch.allclose(covariance(0.0, 1), torch.eye(2).double(), atol=1e-6)
     wanted = torch.tensor([[1.0, 0.6], [0.6, 1.0]], dtype=torch.float64)
-    errors = {n: (covariance(0.6, n) - wanted).abs().max().item() for n in (1, 2, 3, 4, 15, 16, 32)}
+    errors = {
+        n: (covariance(0.6, n) - wanted).abs().max().item() for n in (1, 2, 3, 4, 15, 16, 32)
+    }
     assert errors[1] > errors[3] > errors[15]
     assert errors[2] > errors[4] > errors[16] > errors[32]
     assert errors[16] > 3 * errors[32]  # of second order
