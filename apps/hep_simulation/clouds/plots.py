@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from apps.hep_simulation.plots import draw, histogram
 
 SUBSTRUCTURE = ("girth", "pTD", "tau1", "tau21", "tau32", "leading ptrel")
 BINS = 40
-Panels = list[tuple[str, np.ndarray, np.ndarray]]
-"""Label, generated and reference values of each panel."""
+Panel = tuple[str, np.ndarray, np.ndarray]
+"""Label, generated and reference values."""
 
 
 def draw_all(folder: Path, generated: Sample, reference: Sample) -> list[Path]:
@@ -30,32 +31,37 @@ def draw_all(folder: Path, generated: Sample, reference: Sample) -> list[Path]:
     ]
 
 
-def spectra(generated: Sample, reference: Sample) -> Panels:
+def spectra(generated: Sample, reference: Sample) -> list[Panel]:
     """What W1 of the table is of: multiplicity, mass, and the constituents' angles and momenta."""
-    both = (generated, reference)
-    masses = (s.features[:, NAMES.index("mass")] * s.clouds.pt for s in both)
-    found: Panels = [
-        ("constituents", *(s.clouds.counts.astype(np.float64) for s in both)),
-        ("mass, GeV", *masses),
-        ("pT, GeV", *(s.clouds.pt for s in both)),
-    ]
-    for column, label in enumerate(
-        ("constituents' Δη", "constituents' Δφ", "constituents' pT, GeV")
-    ):
-        values = []
-        for s in both:
-            points = s.clouds.points[:, :, column]
-            scale = s.clouds.pt[:, None] if column == 2 else np.ones((len(points), 1))
-            values.append((points * scale)[s.clouds.mask])
-        found.append((label, *values))
-    return found
 
+    def panel(label: str, values: Callable[[Sample], np.ndarray]) -> Panel:
+        return label, values(generated), values(reference)
 
-def substructure(generated: Sample, reference: Sample) -> Panels:
-    """How the momentum of a jet is spread."""
+    def of_points(column: int) -> Callable[[Sample], np.ndarray]:
+        def values(sample: Sample) -> np.ndarray:
+            clouds = sample.clouds
+            scale = clouds.pt if column == 2 else np.ones(len(clouds))
+            return (clouds.points[:, :, column] * scale[:, None])[clouds.mask]
+
+        return values
+
+    mass = NAMES.index("mass")
     return [
-        (name, *(s.features[:, NAMES.index(name)] for s in (generated, reference)))
-        for name in SUBSTRUCTURE
+        panel("constituents", lambda s: s.clouds.counts.astype(np.float64)),
+        panel("mass, GeV", lambda s: s.features[:, mass] * s.clouds.pt),
+        panel("pT, GeV", lambda s: s.clouds.pt),
+        panel("constituents' Δη", of_points(0)),
+        panel("constituents' Δφ", of_points(1)),
+        panel("constituents' pT, GeV", of_points(2)),
+    ]
+
+
+def substructure(generated: Sample, reference: Sample) -> list[Panel]:
+    """How the momentum of a jet is spread."""
+    columns = [NAMES.index(name) for name in SUBSTRUCTURE]
+    return [
+        (name, generated.features[:, column], reference.features[:, column])
+        for name, column in zip(SUBSTRUCTURE, columns, strict=True)
     ]
 
 
@@ -70,7 +76,7 @@ def edges_of(label: str, reference: np.ndarray) -> np.ndarray:
     return np.linspace(low, max(high, low + 1e-6), BINS + 1)
 
 
-def _panels(figure: Any, panels: Panels) -> None:
+def _panels(figure: Any, panels: list[Panel]) -> None:
     axes = figure.subplots(4, 3, height_ratios=[3, 1, 3, 1])
     for index, (label, x, y) in enumerate(panels):
         row, column = 2 * (index // 3), index % 3
