@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ def draw_all(folder: Path, generated: Sample, reference: Sample) -> list[Path]:
         "substructure": substructure(generated, reference),
     }
     return [
-        draw(folder / f"{name}.png", lambda figure, shown=shown: _panels(figure, shown))
-        for name, shown in pictures.items()
+        draw(folder / f"{name}.png", partial(_panels, panels=panels))
+        for name, panels in pictures.items()
     ]
 
 
