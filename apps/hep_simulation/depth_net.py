@@ -52,11 +52,16 @@ class DepthNet(nn.Module):
             turning: add tan(φ / 2) x to the output, with φ = arctan(σ / α).
 
         Raises:
-            AleatorError: events of another rank.
+            AleatorError: events of another rank, a width or number of blocks that cannot be.
         """
         super().__init__()
         if len(event_shape) != 3 or event_shape[1] != 1:
             raise AleatorError(f"a DepthNet needs an event (S, 1, L), not {tuple(event_shape)}")
+        if width < 2 or width % 2 or blocks < 1:
+            raise AleatorError(
+                f"DepthNet: width={width}, blocks={blocks}; an even width and at least one block "
+                "are needed"
+            )
         self.field_channels, self.turning = field_channels, turning
         self.condition = ConditionEmbedding(width, vector_dim, classes)
         self.first = nn.Conv1d(event_shape[0] + field_channels, width, 1)

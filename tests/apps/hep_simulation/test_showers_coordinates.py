@@ -217,6 +217,9 @@ def test_a_network_along_depth_sees_neighbours_and_starts_from_nothing():
     assert (moved[1:] == 0).all()
     with pytest.raises(AleatorError, match=r"\(S, 1, L\)"):
         build_net({"name": "depth"}, (5, 3, 20))
+    for wrong in ({"width": 0}, {"width": 7}, {"blocks": 0}):
+        with pytest.raises(AleatorError, match="even width and at least one block"):
+            build_net({"name": "depth", **wrong}, (5, 1, 20))
 
 
 def _correlated(count, seed, layers=6):
