@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from apps.climate_downscaling.ood import OutOfDistribution
 from apps.climate_downscaling.predictors import base_name, open_predictors, same_times
 from apps.climate_downscaling.preprocessing import Transforms
 from apps.climate_downscaling.prognosis import PrognosisModel
-from apps.climate_downscaling.residuals import View
+from apps.climate_downscaling.residuals import View, some_times
+from apps.climate_downscaling.scratch import Scratch, pieces, run_of
 from apps.climate_downscaling.station_model import StationModel, refuse_unfit
 from apps.climate_downscaling.training_data import (
     Prepared,
@@ -57,21 +59,25 @@ def prepare_prognosis(source: Source, config: Config) -> Prepared:
     return Prepared(fine, predictors, train, test, fine.grid)
 
 
-def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
+def fit_prognosis(
+    prepared: Prepared, config: Config, part: slice, scratch: Scratch | None = None
+) -> View:
     """Fit everything but the residual's model: mask, regression, drift, dispersion, OOD.
 
     Args:
         prepared: the data.
         config: settled options.
         part: time steps to fit on.
+        scratch: where fields go; in memory if None. Predictors are always in memory.
 
     Raises:
         AleatorError: no cell has data throughout, or too few times.
     """
+    scratch = scratch or Scratch()
     stations = bool(prepared.fine.grid.stations)
     if stations:
         refuse_unfit(config.residual)
-    fine, coarse = prepared.arrays(part)
+    fine, coarse = prepared.arrays(part, scratch)
     prepared.coarse.refuse_bad(coarse.numpy(), part.start)
     variables = prepared.coarse.variables
     x = Transforms.of([base_name(v.name) for v in variables]).coarse(coarse)
@@ -83,12 +89,24 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
         valid, fine = _filled(x, fine, transforms, prepared.fine.source, config)
     else:
         valid, fine = _complete(fine, prepared.fine.source)
-    z = transforms.forward(fine, keyed_generator(config.fit.seed, -2))
-    fitted = cross_fit_fields(x, z, valid, config.predictors.strengths, **folds)
+    z, stream = scratch.empty(fine.shape), keyed_generator(config.fit.seed, -2)
+    every = [run_of(rows) for rows in pieces(len(fine), fine)]
+    for rows in every:
+        z[rows] = transforms.forward(fine[rows], stream)
+    fitted = cross_fit_fields(x, z, valid, config.predictors.strengths, **folds, scratch=scratch)
     keys = prepared.fine.time_keys()[part]
-    drift = Drift.fit(z - fitted.mean, keys, valid)
-    mean = fitted.mean + drift.honest
-    dispersion = FieldDispersion.fit(z - mean, mean, fitted.leverage, valid, **folds)
+    mean, error = fitted.mean, z  # what was z is the error of the mean from here on
+    for rows in every:
+        error[rows] -= mean[rows]
+    drift = Drift.fit(error, keys, valid)
+    for rows in every:
+        level = drift.honest(rows)
+        mean[rows] += level
+        error[rows] -= level
+    some = some_times(fine)
+    seen = (error[some], mean[some], fitted.leverage[some])
+    folds["gap"] = math.ceil(config.mean.gap * len(seen[0]) / len(fine))  # of the times looked at
+    dispersion = FieldDispersion.fit(*seen, valid, **folds)
     extra = config.residual.channels
     clock = clock_of(prepared.fine.times[part], extra)
     model = (StationModel if stations else PrognosisModel)(
@@ -108,11 +126,13 @@ def fit_prognosis(prepared: Prepared, config: Config, part: slice) -> View:
         ood=OutOfDistribution.fit((x - fitted.ridge.centres) / fitted.ridge.scale),
         predictor_variables=variables,
         rules=drift.rules,
-        years=YearEffect.fit(z - mean, keys, valid),
+        years=YearEffect.fit(error, keys, valid),
     )
-    scale = dispersion(mean, fitted.leverage)
+    scale = error  # nor is the error needed any more
+    for rows in every:
+        scale[rows] = dispersion(mean[rows], fitted.leverage[rows])
     hours = clock_vector(prepared.fine, clock, part.start, part.stop)
-    return View(model, fine, coarse, mean, scale, hours)
+    return View(model, fine, coarse, mean, scale, hours, scratch.chunk)
 
 
 def levelled(model: PrognosisModel, prepared: Prepared, part: slice) -> PrognosisModel:
@@ -142,20 +162,23 @@ def levelled(model: PrognosisModel, prepared: Prepared, part: slice) -> Prognosi
 
 
 def _complete(fine: Tensor, source: str) -> tuple[Tensor, Tensor]:
-    """Cells (H, W) that have data at all times, and the fields with values in the others too.
+    """Cells (H, W) that have data at all times, and the same fields, the others filled in place.
 
     Observations have gaps: cells with one are left out, as is the sea. What stands in them, the
     mean of the others at that time, changes nothing.
     """
-    valid = ~fine.isnan().any(0).any(0)
+    every = [run_of(rows) for rows in pieces(len(fine), fine)]
+    valid = ~torch.stack([fine[rows].isnan().any(0).any(0) for rows in every]).any(0)
     if not valid.any():
-        times = int(fine.isnan().all((1, 2, 3)).sum())
+        times = sum(int(fine[rows].isnan().all((1, 2, 3)).sum()) for rows in every)
         raise AleatorError(
             f"{source}: no cell has data at all training times"
             + (f" ({times} times have none at all: cut them out)" if times else "")
         )
-    usual = fine[..., valid].mean(-1)[..., None, None]
-    return valid, torch.where(valid, fine, usual)
+    for rows in every:
+        usual = fine[rows][..., valid].mean(-1)[..., None, None]
+        fine[rows] = torch.where(valid, fine[rows], usual)
+    return valid, fine
 
 
 def _filled(

@@ -96,7 +96,7 @@ def train(
     job = _job(work, prepared, config, resume)
     scratch = _scratch(work, prepared, config, part, say)
     if config.predictors.files:
-        own = fit_prognosis(prepared, config, part)
+        own = fit_prognosis(prepared, config, part, scratch)
     else:
         own = fit_view(prepared, config, part, scratch)
     model = own.model
@@ -181,10 +181,11 @@ def _scratch(work: Path, prepared: Prepared, config: Config, part: slice, say: S
 
 def _values(prepared: Prepared, config: Config, part: slice) -> int:
     """Values of all fields of a training: data, their transform, mean and scale of every view."""
-    if config.predictors.files:
-        return 0
+    if prepared.fine.grid.stations:
+        return 0  # series are filled whole
     views = 1 + (config.residual.positions or 0)
-    return 4 * views * (part.stop - part.start) * math.prod(prepared.fine.shape[1:])
+    arrays = 3 if config.predictors.files else 4  # the transform's is used again
+    return arrays * views * (part.stop - part.start) * math.prod(prepared.fine.shape[1:])
 
 
 def on_domain(model: DownscalingModel, trained: GenerativeModel) -> GenerativeModel:
