@@ -135,21 +135,25 @@ def fit_prognosis(
     return View(model, fine, coarse, mean, scale, hours, scratch.chunk)
 
 
-def levelled(model: PrognosisModel, prepared: Prepared, part: slice) -> PrognosisModel:
+def levelled(
+    model: PrognosisModel, prepared: Prepared, part: slice, scratch: Scratch | None = None
+) -> PrognosisModel:
     """The same spread and network, with regression, drift and year effect fitted again.
 
     For winters that have come since, and for models that were made before drift and year effect
-    were what they are.
+    were what they are; `train --relevel` does it.
 
     Args:
         model: trained.
         prepared: the data; those of the model, or longer.
         part: time steps to fit on.
+        scratch: where fields go; in memory if None.
 
     Raises:
         AleatorError: the data do not fit the model.
     """
-    fresh = fit_prognosis(prepared, model.config, part).model
+    _refuse_other(model, prepared)
+    fresh = fit_prognosis(prepared, model.config, part, scratch).model
     assert isinstance(fresh, PrognosisModel)
     if not torch.equal(fresh.valid, model.valid):
         raise AleatorError(
@@ -159,6 +163,30 @@ def levelled(model: PrognosisModel, prepared: Prepared, part: slice) -> Prognosi
     return dataclasses.replace(
         model, mean=fresh.mean, rules=fresh.rules, years=fresh.years, fingerprint=""
     )
+
+
+def _refuse_other(model: PrognosisModel, prepared: Prepared) -> None:
+    """Refuse data that are not those of the model.
+
+    Raises:
+        AleatorError: other variables, cells or predictors.
+    """
+    fine, coarse = prepared.fine, prepared.coarse
+    if fine.names != model.names:
+        raise AleatorError(
+            f"{fine.source}: {', '.join(fine.names)}; the model has {', '.join(model.names)}"
+        )
+    for field, known in ((fine, model.fine_grid), (coarse, model.coarse_grid)):
+        if not known.same_as(field.grid):
+            raise AleatorError(
+                f"{field.source}: {field.grid.describe()}; the model has {known.describe()}"
+            )
+    names = [variable.name for variable in model.predictor_variables]
+    if [*coarse.names] != names:
+        raise AleatorError(
+            f"{coarse.source}: predictors {', '.join(coarse.names)}; the model has "
+            f"{', '.join(names)}, in this order"
+        )
 
 
 def _complete(fine: Tensor, source: str) -> tuple[Tensor, Tensor]:
