@@ -95,6 +95,8 @@ def test_the_level_is_that_of_a_training_and_the_network_that_of_before(world, t
     before, after = ((model.mean.predict(x) - truth).mean().item() for model in (old, fresh))
     assert abs(after) < 0.25 < 0.7 < abs(before)  # of the year 2002, which neither has seen
     assert stored.fingerprint == fresh.fingerprint != old.fingerprint
+    (years,) = fresh.years.spread(fresh.valid)
+    assert years < 0.1  # what drifts is not taken for what years have in common
     assert stored.card["scores"] != old.card["scores"]
     assert "test 24 steps, 2002-01-01" in " ".join(map(str, said))
     assert f"of {old.fingerprint}" in describe(str(tmp_path / "new"))
@@ -112,6 +114,7 @@ def test_what_was_prepared_and_the_disk_give_the_same(world, tmp_path):
             ("store", str(tmp_path / "p.zarr"), changes),
         )
     ]
+    assert [model.config.predictors.strengths for model in models] == [(1.0, 100.0)] * 2
     ours, theirs = (model.mean.tensors() for model in models)
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=0, atol=0, msg=name)
