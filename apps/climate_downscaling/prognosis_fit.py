@@ -34,6 +34,9 @@ from apps.climate_downscaling.year_effect import YearEffect
 from core.errors import AleatorError
 from core.random import keyed_generator
 
+GAPS = 0.02
+"""Share of the times at which a cell of a model may lack data that its level is fitted to."""
+
 
 def prepare_prognosis(source: Source, config: Config) -> Prepared:
     """Open fine data and the predictors that `config.predictors` names, at common times.
@@ -60,7 +63,11 @@ def prepare_prognosis(source: Source, config: Config) -> Prepared:
 
 
 def fit_prognosis(
-    prepared: Prepared, config: Config, part: slice, scratch: Scratch | None = None
+    prepared: Prepared,
+    config: Config,
+    part: slice,
+    scratch: Scratch | None = None,
+    known: PrognosisModel | None = None,
 ) -> View:
     """Fit everything but the residual's model: mask, regression, drift, dispersion, OOD.
 
@@ -69,6 +76,7 @@ def fit_prognosis(
         config: settled options.
         part: time steps to fit on.
         scratch: where fields go; in memory if None. Predictors are always in memory.
+        known: a model of maps whose cells are taken; see `_of_model`.
 
     Raises:
         AleatorError: no cell has data throughout, or too few times.
@@ -87,6 +95,8 @@ def fit_prognosis(
     folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
     if stations:
         valid, fine = _filled(x, fine, transforms, prepared.fine.source, config)
+    elif known is not None:
+        valid, fine = _of_model(known, x, fine, prepared.fine.source)
     else:
         valid, fine = _complete(fine, prepared.fine.source)
     z, stream = scratch.empty(fine.shape), keyed_generator(config.fit.seed, -2)
@@ -153,12 +163,13 @@ def levelled(
         AleatorError: the data do not fit the model.
     """
     _refuse_other(model, prepared)
-    fresh = fit_prognosis(prepared, model.config, part, scratch).model
+    known = None if prepared.fine.grid.stations else model
+    fresh = fit_prognosis(prepared, model.config, part, scratch, known).model
     assert isinstance(fresh, PrognosisModel)
     if not torch.equal(fresh.valid, model.valid):
         raise AleatorError(
-            f"{prepared.fine.source}: other cells have data at all times than when the model was "
-            "trained; train it again"
+            f"{prepared.fine.source}: other stations have data at half of the times than when the "
+            "model was trained; train it again"
         )
     return dataclasses.replace(
         model, mean=fresh.mean, rules=fresh.rules, years=fresh.years, fingerprint=""
@@ -207,6 +218,41 @@ def _complete(fine: Tensor, source: str) -> tuple[Tensor, Tensor]:
         usual = fine[rows][..., valid].mean(-1)[..., None, None]
         fine[rows] = torch.where(valid, fine[rows], usual)
     return valid, fine
+
+
+def _of_model(
+    model: PrognosisModel, x: Tensor, fine: Tensor, source: str
+) -> tuple[Tensor, Tensor]:
+    """The cells (H, W) of a model, and the same fields, what is missing filled in place.
+
+    Cells that have come are left out. Gaps in those that the model has hold what it expects there,
+    of which a few change nothing.
+
+    Args:
+        model: trained.
+        x: (T, P, h, w) predictors.
+        fine: (T, V, H, W).
+        source: what to call it.
+
+    Raises:
+        AleatorError: more than a few gaps.
+    """
+    every = [run_of(rows) for rows in pieces(len(fine), fine)]
+    lacking = torch.stack([fine[rows].isnan().any(1).sum(0) for rows in every]).sum(0)
+    many = (lacking > GAPS * len(fine)) & model.valid
+    if many.any():
+        raise AleatorError(
+            f"{source}: {int(many.sum())} of the model's cells have no data at more than "
+            f"{GAPS:.0%} of the times; train it again"
+        )
+    for rows in every:
+        values = fine[rows]
+        if values[..., model.valid].isnan().any():
+            expected = model.transforms.inverse(model.mean.predict(x[rows]))
+            values = torch.where(values.isnan(), expected, values)
+        usual = values[..., model.valid].mean(-1)[..., None, None]
+        fine[rows] = torch.where(model.valid, values, usual)
+    return model.valid, fine
 
 
 def _filled(

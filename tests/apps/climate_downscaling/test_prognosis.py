@@ -215,7 +215,7 @@ def test_the_level_is_fitted_again_and_the_network_kept(downscaler, world):
     assert fresh.years is not None
     assert fresh.residual is model.residual
     other = dataclasses.replace(model, valid=torch.ones_like(model.valid))
-    with pytest.raises(AleatorError, match="other cells have data at all times"):
+    with pytest.raises(AleatorError, match="of the model's cells have no data at more than 2%"):
         levelled(other, prepared, prepared.train)
 
 

@@ -156,3 +156,24 @@ def test_other_predictors_are_refused(world, tmp_path):
     dataclasses.replace(model, config=config).save(tmp_path / "odd", model.card, "")
     with pytest.raises(AleatorError, match=r"predictors tas\[-1\], tas; the model has tas, in"):
         relevel(tmp_path / "odd", str(world / "fine.nc"), tmp_path / "m", LATER, say=silent)
+
+
+def test_a_few_gaps_in_new_years_change_little_and_many_are_refused(world, tmp_path):
+    data = xr.open_dataset(world / "fine.nc").load()
+    data["tas"][-30, 1, 2] = np.nan
+    data.to_netcdf(tmp_path / "gap.nc")
+    data["tas"][-48:, 1, 2] = np.nan
+    data.to_netcdf(tmp_path / "gaps.nc")
+    whole, part = (
+        relevel(world / "model", str(source), tmp_path / source.stem, LATER, say=silent)
+        for source in (world / "fine.nc", tmp_path / "gap.nc")
+    )
+    assert part.valid.all()
+    apart = (
+        part.mean.offset + part.mean.intercept - whole.mean.offset - whole.mean.intercept
+    ).abs()
+    assert 0 < apart[0, 1, 2] < 0.05  # what the model expected in place of the truth, on one day
+    apart[0, 1, 2] = 0
+    assert apart.max() < 0.01  # by the trend of the domain
+    with pytest.raises(AleatorError, match="1 of the model's cells have no data at more than 2%"):
+        relevel(world / "model", str(tmp_path / "gaps.nc"), tmp_path / "m", LATER, say=silent)
