@@ -92,7 +92,6 @@ def fit_prognosis(
     transforms = Transforms.of(config.variables, config.transforms, ordered=config.ordered)
     if transforms.order:
         transforms.order.refuse_crossed(fine, config.variables, prepared.fine.source)
-    folds = {"blocks": config.mean.blocks, "gap": config.mean.gap}
     if stations:
         valid, fine = _filled(x, fine, transforms, prepared.fine.source, config)
     elif known is not None:
@@ -103,7 +102,8 @@ def fit_prognosis(
     every = [run_of(rows) for rows in pieces(len(fine), fine)]
     for rows in every:
         z[rows] = transforms.forward(fine[rows], stream)
-    fitted = cross_fit_fields(x, z, valid, config.predictors.strengths, **folds, scratch=scratch)
+    folds = (config.predictors.strengths, config.mean.blocks, config.mean.gap)
+    fitted = cross_fit_fields(x, z, valid, *folds, scratch)
     keys = prepared.fine.time_keys()[part]
     mean, error = fitted.mean, z  # what was z is the error of the mean from here on
     for rows in every:
@@ -115,8 +115,8 @@ def fit_prognosis(
         error[rows] -= level
     some = some_times(fine)
     seen = (error[some], mean[some], fitted.leverage[some])
-    folds["gap"] = math.ceil(config.mean.gap * len(seen[0]) / len(fine))  # of the times looked at
-    dispersion = FieldDispersion.fit(*seen, valid, **folds)
+    gap = math.ceil(config.mean.gap * len(seen[0]) / len(fine))  # of the times looked at
+    dispersion = FieldDispersion.fit(*seen, valid, blocks=config.mean.blocks, gap=gap)
     extra = config.residual.channels
     clock = clock_of(prepared.fine.times[part], extra)
     model = (StationModel if stations else PrognosisModel)(
