@@ -91,6 +91,7 @@ def train(
         class_weights=class_weights(frames, config.loss.class_power),
         bfloat16=config.fit.precision == "bf16-mixed",
         start=what_is_kept(config, start, model),
+        held=load(start) if config.loss.hold and start is not None else None,
     )
     fitted = fit(
         exposure,
@@ -200,6 +201,8 @@ def refuse_keeping_nothing(config: Config, start: Path | None) -> None:
     """One clear error where answers are to be kept of no model."""
     if config.loss.keep and start is None and config.loss.keep_of is None:
         raise AleatorError("loss.keep needs a model to go on from: --start MODEL")
+    if config.loss.hold and start is None:
+        raise AleatorError("loss.hold needs a model to go on from: --start MODEL")
 
 
 def what_is_kept(config: Config, start: Path | None, model: AnomalyModel) -> AnomalyModel | None:
