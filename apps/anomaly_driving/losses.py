@@ -47,7 +47,7 @@ class LossConfig:
         floor: f.
         keep: β_k, on known pixels, if the training goes on from a model; 0 for a free hand.
         keep_of: folder of the model whose answers are kept; that gone on from if None.
-        hold: β_h, on all pixels: log p̂ stays what the model gone on from gives of the same picture.
+        hold: β_h, on all pixels: log p̂ of a picture stays that of the model gone on from.
         class_power: classes count by share^-power in the cross-entropy; 0 for alike.
     """
 
