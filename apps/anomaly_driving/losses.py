@@ -47,7 +47,8 @@ class LossConfig:
         floor: f.
         keep: β_k, on known pixels, if the training goes on from a model; 0 for a free hand.
         keep_of: folder of the model whose answers are kept; that gone on from if None.
-        hold: β_h, on all pixels: log p̂ of a picture stays that of the model gone on from.
+        hold: β_h, on all pixels; 0 to leave log p̂ to the other terms.
+        hold_of: folder of the model whose log p̂ is held; that gone on from if None.
         class_power: classes count by share^-power in the cross-entropy; 0 for alike.
     """
 
@@ -62,6 +63,7 @@ class LossConfig:
     keep: float = 0.0
     keep_of: str | None = None
     hold: float = 0.0
+    hold_of: str | None = None
     class_power: float = 0.25
 
     def __post_init__(self) -> None:

@@ -208,6 +208,10 @@ def test_holding_wants_a_model_to_go_on_from(data, tmp_path):
     lines = (tmp_path / "held" / "metrics.jsonl").read_text().splitlines()
     assert all("hold" in json.loads(line) for line in lines)
     assert max(json.loads(line)["hold"] for line in lines) > 0  # it moves, and that is felt
+    named = LossConfig(hold=1.0, hold_of=str(tmp_path / "first"))
+    train(data, tmp_path / "named", dataclasses.replace(wanted, loss=named), say=silent)
+    (first, *_) = (tmp_path / "named" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(first)["hold"] > 0  # a fresh network is not where that one was
 
 
 def test_exposure_samples_pictures_with_something_in_them(data):
