@@ -5,8 +5,7 @@ Public names are imported on first use, so that `import core` costs little.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from core.public import on_demand
 
 _PUBLIC = {
     "AleatorError": "core.errors",
@@ -33,10 +32,7 @@ _PUBLIC = {
 __all__ = sorted(_PUBLIC)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'core' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+__getattr__ = on_demand(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:

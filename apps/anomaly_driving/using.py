@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from apps.anomaly_driving.calibrate import Threshold, load_thresholds
 from apps.anomaly_driving.data import Driving, open_data
 from apps.anomaly_driving.fits import load_fits
-from apps.anomaly_driving.network import Network, open_network
+from apps.anomaly_driving.network import Network, Scorer, open_network
 from apps.anomaly_driving.scores import SCORES, Fitted, is_fitted, parse, parts
 from apps.anomaly_driving.tiles import Tiling
 from core.errors import AleatorError
@@ -118,6 +119,31 @@ def default_scores(network: Network) -> tuple[str, ...]:
     if named:
         return parse(str(named))
     return ("hybrid",) if network.has_head else ("energy",)
+
+
+def open_scorer(
+    model: Path | str | None = None,
+    scores: Sequence[str] | str | None = None,
+    *,
+    say: Say = warnings.warn,
+    **settings: Any,
+) -> Scorer:
+    """Scores from Python: `open_scorer()(image).scores` of (H, W, 3) uint8 RGB.
+
+    Args:
+        model: folder, TorchScript or ONNX file; the bundled weights if None.
+        scores: their names; the model's default if None.
+        say: takes what is doubtful about the model.
+        settings: the other fields of `Using`.
+
+    Raises:
+        AleatorError: no such model or score, or one that this model cannot give.
+    """
+    using = Using(model=None if model is None else Path(model), **settings)
+    network = using.open(say)
+    names = parse(scores) if scores else default_scores(network)
+    must_have_head(network, names)
+    return Scorer(network, names, fits_of(using, network, names))
 
 
 def fits_of(using: Using, network: Network, wanted: Sequence[str] | None) -> dict[str, Fitted]:

@@ -322,14 +322,16 @@ def find_axis(dataset: xr.Dataset, variable: xr.DataArray, axis: str) -> Hashabl
                 return dim
     if axis == "time":
         for dim in variable.dims:
-            if dim in dataset.indexes and _is_time(dataset[dim]):
+            if dim in dataset.indexes and is_time(dataset[dim]):
                 return dim
     return None
 
 
-def _is_time(coordinate: xr.DataArray) -> bool:
-    kind = coordinate.dtype.kind
-    return kind == "M" or (kind == "O" and hasattr(coordinate.values.flat[0], "calendar"))
+def is_time(coordinate: xr.DataArray) -> bool:
+    """Whether a coordinate holds dates, of numpy or of cftime."""
+    if coordinate.dtype.kind != "O" or not coordinate.size:
+        return coordinate.dtype.kind == "M"
+    return hasattr(coordinate.values.flat[0], "calendar")
 
 
 def find_2d(dataset: xr.Dataset, variable: xr.DataArray, dims: tuple, axis: str) -> str | None:

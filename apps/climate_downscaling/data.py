@@ -21,7 +21,7 @@ from apps.climate_downscaling.field import Field, Variable, show_time, time_keys
 from apps.climate_downscaling.grid import Grid
 from apps.climate_downscaling.remote import as_asked, is_url, local_path, open_url
 from apps.climate_downscaling.station_files import as_row, from_csv
-from apps.climate_downscaling.times import padded
+from apps.climate_downscaling.times import padded, with_time_axis
 from apps.climate_downscaling.window import TIMES, cut
 from core.errors import AleatorError
 
@@ -73,7 +73,7 @@ def open_field(
     dataset, where = open_source(source)
     dataset = as_row(dataset, where)
     wanted = [variables] if isinstance(variables, str) else variables
-    dataset = as_asked(dataset, wanted or (), where)
+    dataset = with_time_axis(as_asked(dataset, wanted or (), where))
     names = decode.choose(dataset, wanted, where)
     dataset = cut(dataset, names[0], where, region, time_range, 1 if margin is None else margin)
     field = decode.assemble(dataset, names, where, ensemble)

@@ -47,6 +47,41 @@ def with_dates(dataset: xr.Dataset, name: str, where: str) -> tuple[xr.Dataset, 
     return dataset, {"gregorian": "standard"}.get(calendar, calendar)
 
 
+def with_time_axis(dataset: xr.Dataset) -> xr.Dataset:
+    """A dataset whose time is no dimension given one: a single date, or a forecast's valid times.
+
+    `ds.isel(time=0)` and a GRIB of one message leave a scalar; a forecast has steps from a
+    reference time. Variables known to have no time (orography) keep their shape.
+    """
+    maps = [name for name, v in dataset.data_vars.items() if v.ndim >= 2]
+    if any(cf.find_axis(dataset, dataset[name], "time") is not None for name in maps):
+        return dataset
+    dates = [c for c in dataset.coords.values() if cf.is_time(c)]
+    valid = [c for c in dates if cf.attribute(c, "standard_name") == "time"]
+    for coordinate in valid:
+        if coordinate.ndim == 1:
+            step, name = coordinate.dims[0], coordinate.name
+            return dataset.swap_dims({step: name}).drop_vars(step, errors="ignore")
+    scalars = [c for c in [*valid, *dates] if not c.ndim]
+    if not scalars:
+        return dataset
+    name, date = scalars[0].name, scalars[0].variable
+    axis = xr.Variable((name,), date.values[np.newaxis], date.attrs, date.encoding)
+    bare = dataset.drop_vars(name)
+    moving = [n for n in maps if _is_field(bare, bare[n])]
+    return bare.assign({n: bare[n].expand_dims(name) for n in moving}).assign_coords({name: axis})
+
+
+def _is_field(dataset: xr.Dataset, variable: xr.DataArray) -> bool:
+    """Whether a variable without time is on the map and neither static nor a coordinate of it."""
+    if None in [cf.find_axis(dataset, variable, axis) for axis in ("y", "x")]:
+        return False
+    units = (cf.attribute(variable, "units") or "").lower()
+    return not (
+        units.startswith("degrees_") or cf.identify(str(variable.name), variable) in cf.STATIC
+    )
+
+
 def _decoded(
     dataset: xr.Dataset, coordinate: xr.DataArray
 ) -> tuple[xr.Dataset, xr.DataArray | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from core.public import on_demand
 
 if TYPE_CHECKING:
     from apps.single_cell.config import Config
@@ -11,12 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "Denoiser", "Output"]
 
+_HOMES = {
+    "Config": "apps.single_cell.config",
+    "Denoiser": "apps.single_cell.denoise",
+    "Output": "apps.single_cell.layers",
+}
 
-def __getattr__(name: str) -> Any:
-    """Public names, imported on first use."""
-    import importlib
-
-    homes = {"Denoiser": "denoise", "Output": "layers", "Config": "config"}
-    if name not in homes:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"apps.single_cell.{homes[name]}"), name)
+__getattr__ = on_demand(__name__, _HOMES)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from apps.anomaly_driving import open_scorer, read_image
 from apps.anomaly_driving.data import open_data
 from apps.anomaly_driving.files import read_score
 from apps.anomaly_driving.network import Network, Scorer, open_network
@@ -49,6 +50,19 @@ def test_every_image_at_its_own_size(driving_model, folder, tmp_path):
             energy = -network.model(x).logits.logsumexp(1)[None]
         wanted = torch.nn.functional.interpolate(energy, size=image.shape[:2], mode="bilinear")
         assert value.astype(np.float64) == pytest.approx(wanted[0, 0].double().numpy(), abs=4e-3)
+
+
+def test_the_door_from_python_gives_what_the_files_hold(driving_model, folder, tmp_path):
+    network = open_network(driving_model)
+    score_images(network, open_data(folder), ("energy",), tmp_path / "out", say=quiet)
+    scorer = open_scorer(driving_model, "energy,jsd")
+    found = scorer(read_image(folder / "2.png").pixels)
+    assert list(found.scores) == ["energy", "jsd"]
+    np.testing.assert_array_equal(found.scores["energy"], read_score(tmp_path / "out/2.hdf5"))
+    with pytest.raises(AleatorError, match="no such model"):
+        open_scorer(tmp_path / "nothing")
+    with pytest.raises(AleatorError, match="unknown score 'sofa'"):
+        open_scorer(driving_model, ["sofa"])
 
 
 def test_several_scores_have_a_folder_each(driving_model, folder, tmp_path):

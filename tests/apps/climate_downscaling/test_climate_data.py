@@ -229,8 +229,36 @@ def test_times_are_sorted_with_a_note_and_never_duplicated():
     assert_refused(source.isel(time=[0, 1, 1, 2, 2, 3]), "2 duplicated", "2000-01-02")
 
 
+def test_a_single_date_is_a_time_step():
+    source = dataset().assign(orog=(("lat", "lon"), np.ones((4, 6)), {"units": "m"}))
+    source["lat_bnds"] = (("lat", "bnds"), np.zeros((4, 2)), {"units": "degrees_north"})
+    field = open_field(source.isel(time=3), "tas")
+    assert field.times.tolist() == source["time"].values[3:4].tolist()
+    np.testing.assert_array_equal(field.read()[:, 0], source["tas"][3:4])
+    assert set(field.statics) == {"orog"}
+    other = open_field(source.convert_calendar("noleap").isel(time=3))
+    assert other.calendar == "noleap"
+    assert other.names == ("tas",)
+
+
+def test_the_steps_of_a_forecast_are_its_times():
+    """As cfgrib lays one out: a reference time, steps, and the date that each is valid at."""
+    source = dataset().rename(time="step")
+    valid = source["step"].values
+    source = source.assign_coords(
+        step=valid - valid[0],
+        time=((), valid[0], {"standard_name": "forecast_reference_time"}),
+        valid_time=("step", valid, {"standard_name": "time"}),
+    )
+    field = open_field(source)
+    assert field.times.tolist() == valid.tolist()
+    np.testing.assert_array_equal(field.read()[:, 0], source["tas"])
+    last = open_field(source.isel(step=-1))
+    assert last.times.tolist() == valid[-1:].tolist()
+
+
 def test_time_must_be_there_and_hold_dates():
-    assert_refused(dataset().isel(time=0), "tas", "no time axis")
+    assert_refused(dataset().isel(time=0, drop=True), "tas", "no time axis")
     numbers = dataset().assign_coords(time=np.arange(10))
     assert_refused(numbers, "time holds no dates", "days since")
 
