@@ -71,6 +71,7 @@ def test_tables_of_a_set(bench, tables):
     assert ap.rows[1]["energy"] > ap.rows[0]["energy"] + 20
     assert fpr95.rows[1]["msp"] < fpr95.rows[0]["msp"]
     assert auroc.rows[1]["jsd"] > 90
+    assert (ap.best["energy"], fpr95.best["energy"]) == ("max", "min")
     assert "d_out" not in ap.rows[0]  # its head was never trained
     (line,) = gain.rows
     value, low = line["energy"].split()[0], line["energy"].split("[")[1].split(",")[0]
@@ -90,6 +91,7 @@ def test_seeds_are_averaged_and_their_range_is_told(bench, tables):
     flows = [each["flow", seed] for seed in (0, 1, 2)]
     assert ap.rows[1]["energy"] == pytest.approx(np.mean(flows))
     assert [row["negatives"] for row in ap_range.rows] == titles[:2]
+    assert not ap.best  # rows of different seeds are not ranked
     assert ap_range.rows[1]["energy"] == f"{min(flows):.1f} to {max(flows):.1f}"
     assert "FPR95" in fpr95_range.title
     (line,) = gains.rows  # in pairs of one seed: not of seed 1, which no negatives lacks
