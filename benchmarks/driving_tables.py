@@ -20,10 +20,11 @@ ROWS = {
     "vae": "VAE",
     "flow": "flow, joint",
     "diffusion": "diffusion",
+    "light": "diffusion, lighter loss",
     "flow_matching": "flow matching",
     "cutouts": "paste: real objects",
 }
-GENERATED = ("vae", "flow", "diffusion", "flow_matching")
+GENERATED = ("vae", "flow", "diffusion", "light", "flow_matching")
 PLAIN = tuple(name for name in DEFAULT if name not in ("d_out", "hybrid"))
 """Scores that make sense without an outlier head that was trained."""
 
