@@ -69,7 +69,7 @@ ERA5 = ("era5-2mt-2019-03-uk.grib", "era5-uk_orog_sftlf_etopo20.nc")
 CASES = {
     "era5_tas": Case(
         "ERA5, British Isles, hourly 2 m temperature, 1 to 0.25 degrees",
-        *("tas", *ERA5, {"era5_tas": "ours"}),
+        *("tas", *ERA5, {"era5_tas": "ours", "era5_tas_flow": "ours, flow matching"}),
     ),
     "racmo_tas": Case(
         "RACMO22E, Iberia, daily 2 m temperature, 1.76 to 0.44 degrees",

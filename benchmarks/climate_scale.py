@@ -2,13 +2,14 @@
 
     python benchmarks/climate_scale.py [--degrees 1] [--days 30,60] [--train-days 24,48]
                                        [--members 1] [--workers 2] [--work FOLDER] [--out FOLDER]
-                                       [--parts training,downscaling,killed,shares]
+                                       [--parts training,downscaling,killed,shares,predictors]
 
 Synthetic temperature (waves that drift and decay, a fixed relief, noise with a power law) is
 written as Zarr, day by day. A small model is trained from the fine fields (a quarter of a degree
 for one of 1 degree) with `memory=0`, that is from disk; another series of coarse fields is
 downscaled by the command line with Dask workers, in two lengths; one of the runs is killed and
-started again. Memory is what processes hold for themselves (anonymous pages), summed over all of a
+started again; `predictors` trains on block means in a file of their own, from disk and in memory.
+Memory is what processes hold for themselves (anonymous pages), summed over all of a
 run, at its peak. How good the downscaling is, is no question here. Tables that the folder of
 results holds already stay there, unless they are made again.
 """
@@ -65,7 +66,7 @@ NETWORKS: dict[str, dict[str, Any] | None] = {
     "32 channels, 3 levels": {"channels": 32, "multipliers": [1, 2, 2]},
 }
 """The network that all else here uses, and one of the size that recipes have."""
-PARTS = ("training", "downscaling", "killed", "shares")
+PARTS = ("training", "downscaling", "killed", "shares", "predictors")
 """Functions that make a table each."""
 
 
@@ -117,6 +118,35 @@ def training(options: argparse.Namespace) -> Table:
     formats = dict.fromkeys(("field", "all", "peak", "wall"), ".0f")
     title = f"{scale(options)}: training from disk, global"
     return Table(rows, columns, formats, {}, title)
+
+
+def predictors(options: argparse.Namespace, coarser: int = 20) -> Table:
+    """Train on predictors of their own, with fields on disk, then with all in memory."""
+    rows = []
+    for days in numbers(options.train_days):
+        data, drivers = (options.work / f"{name}_{days}.zarr" for name in ("fine", "drivers"))
+        write(data, days, options.degrees / FACTOR, seed=0)
+        write(drivers, days, options.degrees / FACTOR, seed=0, average=coarser)
+        row: Row = {"days": days, "field": days * cells(options.degrees / FACTOR) * 4 / 2**20}
+        for name, memory in (("disk", 0), ("memory", 64)):
+            chosen = (*SETTINGS, "predictors.lags=[0]", "predictors.strengths=[100]")
+            words = [w for s in (*chosen, f"memory={memory}") for w in ("--set", s)]
+            command = ["train", str(data), "--variables", "tas", "--predictors", str(drivers)]
+            model = ["-o", str(options.work / "prognosis"), "--overwrite", "--device", "cpu"]
+            row[f"{name}_wall"], row[name] = run([*command, *words, *model])
+            _say(f"{days} days, {name}: {row[f'{name}_wall']:.0f} s, {row[name]:.0f} MiB")
+        rows.append(row)
+    columns = {
+        "days": "days",
+        "field": "data (MiB)",
+        "disk": "memory, from disk (MiB)",
+        "memory": "memory, in memory (MiB)",
+        "disk_wall": "wall, from disk (s)",
+        "memory_wall": "wall, in memory (s)",
+    }
+    degrees = options.degrees / FACTOR
+    title = f"{coarser * degrees:g} to {degrees:g} degrees: training with --predictors, global"
+    return Table(rows, columns, dict.fromkeys([*columns][1:], ".0f"), {}, title)
 
 
 def downscaling(options: argparse.Namespace) -> Table:

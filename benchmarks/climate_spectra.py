@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from climate import CASES, HERE, Draws
+from partial import renewed
 from prognosis_winters import winters
 from torch import Tensor
 
@@ -50,7 +51,9 @@ def main(arguments: list[str] | None = None) -> None:
     drawn, _ = draws.drawn(case, recipe)
     found = winter_table(model, prepared, drawn, v)
     found = dataclasses.replace(found, title=f"{case.title}; {recipe}; {found.title}")
-    results = write_results(options.out / "climate_spectra.json", [found])
+    path = options.out / "climate_spectra.json"
+    tables, made_by = renewed(path, [found])
+    results = write_results(path, tables, made_by=made_by)
     title = "Downscaling: spectra, winter by winter"
     write_text(options.out / "climate_spectra.md", report(results, title))
     found.print()

@@ -2,17 +2,21 @@
 
     python benchmarks/climate_steps.py DATA [--cases era5_tas,...] [--models FOLDER]
                                        [--evaluations 4,8,32] [--samplers 2m,angle,...]
-                                       [--members 16] [--every 1] [--out FOLDER]
+                                       [--members 16] [--every 1] [--validation]
+                                       [--out FOLDER]
 
 The models are those of climate.py, trained before; the test times and the noise are the same in
 every row, so that differences are those of the sampler alone. `change` is the CRPS relative to
 the first row, 2m at the most evaluations. What FOLDER holds of other cases, and of other samplers
-and counts of the same case, stays in the tables: they can be made piece by piece.
+and counts of the same case, stays in the tables: they can be made piece by piece. With
+`--validation` times are those of the training part that the network has not been fitted to, with
+means that have not seen them either: what is chosen by scores is chosen there.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -23,12 +27,15 @@ import numpy as np
 import torch
 from climate import CASES, HERE, Case, _model
 from partial import renewed
+from torch import Tensor
 
 from apps.climate_downscaling.config import read_config
 from apps.climate_downscaling.evaluation import scores
 from apps.climate_downscaling.field import Field
 from apps.climate_downscaling.model import DownscalingModel, clock_vector
 from apps.climate_downscaling.prepare import open_prepared
+from apps.climate_downscaling.residuals import Validation, fit_view, fitted_steps
+from apps.climate_downscaling.training_data import Prepared
 from core.random import keyed_generator
 from core.report import Row, Table, report, write_results, write_text
 
@@ -54,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samplers", default="2m,unipc,ddim", help=", ".join(SAMPLERS))
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--every", type=int, default=1, help="only every nth test time")
+    parser.add_argument("--validation", action="store_true", help="of the training part, instead")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     counts = sorted(int(count) for count in options.evaluations.split(","))
@@ -86,20 +94,28 @@ def run(
     model = _model(options.models / recipe, source, config)
     prepared = open_prepared(source, config)
     v = model.names.index(case.variable)
-    times = range(prepared.test.start, prepared.test.stop, options.every)
-    truth = prepared.arrays(prepared.test)[0][:: options.every, v]
+    if options.validation:
+        held_out, truth, coarse = unseen(model, prepared, options.every)
+        truth, part = truth[:, v], "validation"
+    else:
+        times = range(prepared.test.start, prepared.test.stop, options.every)
+        truth, part = prepared.arrays(prepared.test)[0][:: options.every, v], "test"
     rows: list[Row] = []
     for name, sampler in samplers.items():
         for count in reversed(counts):
             started = time.perf_counter()
-            drawn = draw(model, prepared.coarse, times, members, {**sampler, "steps": count})
+            chosen = {**sampler, "steps": count}
+            if options.validation:
+                drawn = draw_unseen(model, held_out, coarse, members, chosen)
+            else:
+                drawn = draw(model, prepared.coarse, times, members, chosen)
             seconds = time.perf_counter() - started
             found = scores(drawn[:, :, v], truth, amount=model.transforms.nonnegative[v])
             row = {"sampler": name, "evaluations": count, **found, "seconds": seconds}
             rows.append(row)
             line = f"{case.title}: {name} {count}, CRPS {found['crps']:.4f}"
             print(line, file=sys.stderr, flush=True)
-    return table(rows, f"{case.title}; {len(truth)} test times, {members} members")
+    return table(rows, f"{case.title}; {len(truth)} {part} times, {members} members")
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
@@ -134,6 +150,38 @@ def _name(row: Row) -> tuple[str, int]:
 
 def _order(row: Row) -> tuple[int, int]:
     return list(SAMPLERS).index(row["sampler"]), -row["evaluations"]
+
+
+def unseen(
+    model: DownscalingModel, prepared: Prepared, every: int
+) -> tuple[Validation, Tensor, Tensor]:
+    """Times that the network was not fitted to, truth (T, V, H, W) and coarse fields there."""
+    known = model.mean
+    fixed = dataclasses.replace(
+        model.config.mean, lengths=(known.length,), strengths=(known.strength,)
+    )
+    view = fit_view(prepared, dataclasses.replace(model.config, mean=fixed), prepared.train)
+    steps = len(view.fine)
+    first = fitted_steps(steps, model.config)
+    held_out = Validation.of(view, first, steps, -(-(steps - first) // every))
+    return held_out, held_out.fine, view.coarse[held_out.index]
+
+
+def draw_unseen(
+    model: DownscalingModel,
+    held_out: Validation,
+    coarse: Tensor,
+    members: int,
+    sampler: dict[str, object],
+) -> Tensor:
+    """Members (M, T, V, H, W) of such times."""
+    residual = dataclasses.replace(model.config.residual, sampler=sampler)
+    judged = dataclasses.replace(
+        model, config=dataclasses.replace(model.config, residual=residual)
+    )
+    drawn = dataclasses.replace(held_out, model=judged).draw(model.trained, members)
+    z = held_out.mean + held_out.scale * model.inflated(drawn)
+    return model.finished(z, coarse, True)
 
 
 def draw(

@@ -139,11 +139,7 @@ def toys(models: Path, sbi: Path | None) -> list[Table]:
 
 
 def larger(models: Path) -> list[Table]:
-    """C2ST where training sets are as large as the largest that is judged: nothing is emulated.
-
-    A slope learnt from 600 x 50 events is uncertain by about a tenth of a posterior of 500 events
-    in each term: six hundred sets of 500 events make the largest sets like any other.
-    """
+    """C2ST where training sets are as large as the largest that is judged: nothing is emulated."""
     model = _model(simulate(600, max(SIZES), 1), models / "hep_chain_500")
     from hep_infer import kept
 

@@ -2,6 +2,7 @@
 
     python benchmarks/prognosis.py DATA [--models FOLDER] [--members 16] [--out FOLDER]
                                    [--tables winters,cells,dependence,stations,century]
+                                   [--steps N]
 
 DATA is the folder with `iberia/` (where it comes from: docs/climate.md). The model is trained
 there on NCEP predictors and E-OBS until November 1998, if FOLDER does not have it yet; one that
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, default=Path("models"), help="trained or to train")
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--tables", default=",".join(TABLES), help="comma-separated; default: all")
+    parser.add_argument("--steps", type=int, help="evaluations a sample, of the century's table")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     wanted = options.tables.split(",")
@@ -75,7 +77,11 @@ def main(arguments: list[str] | None = None) -> None:
         test = Test(model, prepared, options.members)
     tables = []
     for name in wanted:
-        tables += _tables(name, model, folder, files, test)
+        if name == "century":
+            tables.append(century(model, folder, files, steps=options.steps))
+        else:
+            assert test is not None
+            tables += _tables(name, test, folder)
         _say(name)
     path, made_by = options.out / "prognosis.json", None
     if set(wanted) != set(TABLES):
@@ -87,16 +93,12 @@ def main(arguments: list[str] | None = None) -> None:
         found.print()
 
 
-def _tables(
-    name: str, model: PrognosisModel, folder: Path, files: list[str], test: Test | None
-) -> list[Table]:
-    if name == "century":
-        return [century(model, folder, files)]
-    assert test is not None
+def _tables(name: str, test: Test, folder: Path) -> list[Table]:
     if name == "winters":
-        return [*ahead(model, test.prepared), winter_means(model, test.prepared, test.ours)]
+        both = test.model, test.prepared
+        return [*ahead(*both), winter_means(*both, test.ours)]
     if name == "cells":
-        return [test.cells(v) for v in range(len(model.names))]
+        return [test.cells(v) for v in range(len(test.model.names))]
     if name == "dependence":
         return [test.dependence()]
     return stations(test, folder / "value_stations.nc")
@@ -234,13 +236,19 @@ def stations(test: Test, path: Path) -> list[Table]:
     return found
 
 
-def century(model: PrognosisModel, folder: Path, reference: list[str], members: int = 4) -> Table:
+def century(
+    model: PrognosisModel,
+    folder: Path,
+    reference: list[str],
+    members: int = 4,
+    steps: int | None = None,
+) -> Table:
     """The change from 1982-2002 to 2080-2100 in CNRM-CM5, and in what the model makes of it."""
     rows: list[Row] = []
     found: dict[str, list[Row]] = {}
     for period, run in CENTURY.items():
         source = folder / f"day_CNRM-CM5_{run}_iberia_DJF.nc"
-        for what, climate in _driven(model, source, folder, reference, members):
+        for what, climate in _driven(model, source, folder, reference, members, steps):
             found.setdefault(what, []).append(climate)
             rows.append({"what": f"{what}, {period}", **climate})
         _say(f"CNRM-CM5 {run}")
@@ -271,7 +279,12 @@ def century(model: PrognosisModel, folder: Path, reference: list[str], members: 
 
 
 def _driven(
-    model: PrognosisModel, source: Path, folder: Path, reference: list[str], members: int
+    model: PrognosisModel,
+    source: Path,
+    folder: Path,
+    reference: list[str],
+    members: int,
+    steps: int | None,
 ) -> Iterator[tuple[str, Row]]:
     """The climate of a run, and of its downscaling as it is and adjusted to the reanalysis."""
     downscaler = Downscaler(model)
@@ -287,7 +300,8 @@ def _driven(
                 own = torch.from_numpy(field.read())[:, [names.index(n) for n in model.names]]
                 lifted = model.lift(own)[None].where(model.valid, torch.nan)
                 yield "CNRM-CM5", _climate(lifted)
-            drawn = torch.from_numpy(ensemble(model, field, 0, len(field), members=members))
+            drawn = ensemble(model, field, 0, len(field), members=members, steps=steps)
+            drawn = torch.from_numpy(drawn)
             yield what, {**_climate(drawn), **far}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines._door import Scheduler, Workers, door, friendly, numbers, overrides, say
+from pipelines._door import Scheduler, Workers, door, fail, friendly, numbers, overrides, say
 
 app = door(
     "Downscale coarse climate fields (NetCDF, Zarr, GRIB) to calibrated fine-scale ensembles.\n\n"
@@ -272,6 +272,14 @@ def train(
     devices: Annotated[
         int | None, typer.Option(help="Processes that share every batch (DDP); 1 if none.")
     ] = None,
+    relevel: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Years have come since MODEL was trained with --predictors: fit its regression, "
+            "drift and year effect again, on DATA, and keep its network.",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a model on fine data: regress the mean, then learn what is left as a distribution.
@@ -279,6 +287,22 @@ def train(
     With --factor the model learns to undo averaging over blocks of cells; with --predictors, to
     tell observations from a reanalysis (perfect prognosis), and may then be driven by any model.
     """
+    if relevel is not None:
+        from apps.climate_downscaling.relevel import relevel as again
+
+        own = {"variables": variables, "factor": factor, "region": region, "config": config}
+        own |= {"seed": seed, "resume": resume, "devices": devices}
+        if unfit := [name for name, value in own.items() if value]:
+            fail(f"--{unfit[0]}: with --relevel it is the model's")
+        again(
+            *(relevel, data, output, overrides(settings or [])),
+            predictors=predictors or (),
+            time_range=time_range,
+            device=device,
+            overwrite=overwrite,
+            say=say,
+        )
+        return
     from apps.climate_downscaling.config import read_config
     from apps.climate_downscaling.prepare import stored_settings
     from apps.climate_downscaling.train import train as run

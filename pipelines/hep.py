@@ -194,7 +194,9 @@ def evaluate(
     from pipelines import hep_clouds
 
     if hep_clouds.is_clouds(generated, geometry):
-        hep_clouds.evaluate(generated, reference, output, train, seed, overwrite)
+        hep_clouds.evaluate(
+            generated, reference, output, train, figures=figures, seed=seed, overwrite=overwrite
+        )
         return
     from apps.hep_simulation.evaluate import evaluate as run
     from apps.hep_simulation.geometry import read_geometry

@@ -55,12 +55,12 @@ def train(
 
 
 def evaluate(
-    generated: Path, reference: Path, output: Path, train: Path | None, seed: int, overwrite: bool
+    generated: Path, reference: Path, output: Path, train: Path | None, **options: Any
 ) -> None:
     """Judge clouds."""
     from apps.hep_simulation.clouds.evaluate import evaluate as run
 
-    run(generated, reference, output, train=train, seed=seed, overwrite=overwrite, say=say)
+    run(generated, reference, output, train=train, **options, say=say)
 
 
 def simulate(

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apps.climate_downscaling.scratch import mean_over
+
 YEAR = 365.2425 * 86400
 MEMORIES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 FEWEST = 4
@@ -69,19 +71,26 @@ class Drift:
     Attributes:
         offset: (V, H, W) to add to the regression.
         rules: V of them.
-        honest: (T, V, H, W) offsets of the training times, each from other years only.
+        yearly: (K, V, H, W) offsets of the training years, each from other years only.
+        year: (T,) which of them a training time is in.
     """
 
     offset: Tensor
     rules: tuple[Rule, ...]
-    honest: Tensor
+    yearly: Tensor
+    year: Tensor
+
+    def honest(self, times: slice | Tensor) -> Tensor:
+        """Offsets (N, V, H, W) of some training times, from other years than their own."""
+        return self.yearly[self.year[times]]
 
     @classmethod
     def fit(cls, error: Tensor, keys: np.ndarray, valid: Tensor | None = None) -> Drift:
         """Choose the rules and estimate the offsets.
 
         Args:
-            error: (T, V, H, W) truth minus cross-fitted mean, in order of time.
+            error: (T, V, H, W) truth minus cross-fitted mean, in order of time; looked at in
+                pieces.
             keys: (T,) seconds.
             valid: (H, W) cells that count; all if None.
         """
@@ -90,19 +99,19 @@ class Drift:
         rows = [torch.from_numpy(np.flatnonzero(year == k)) for k in years]
         count = error.shape[1]
         if len(rows) < 2 * FEWEST:
-            nothing = torch.zeros_like(error)
-            return cls(nothing[0], (Rule(),) * count, nothing)
+            nothing = torch.zeros_like(error[:1])
+            return cls(nothing[0], (Rule(),) * count, nothing, torch.zeros(len(error)).long())
         kept = torch.ones(error.shape[-2:]) if valid is None else valid.to(error.dtype)
         weights = kept / kept.sum()
         time = -torch.from_numpy(years.copy()).to(error.dtype)
-        b = torch.stack([error[r].mean(0) for r in rows])
+        b = torch.stack([mean_over(error, r) for r in rows])
         rules = tuple(_chosen(b[:, v], time, weights) for v in range(count))
-        honest = torch.zeros_like(error)
-        for k, r in enumerate(rows):
-            known = [_honest(b[:, v], time, k, rules[v], weights) for v in range(count)]
-            honest[r] = torch.stack(known)
+        yearly = torch.zeros_like(b)
+        for k, v in itertools.product(range(len(b)), range(count)):
+            yearly[k, v] = _honest(b[:, v], time, k, rules[v], weights)
         offset = [rules[v].predict(b[:, v], time - 1, weights) for v in range(count)]
-        return cls(torch.stack(offset), rules, honest)
+        place = torch.from_numpy(len(years) - 1 - np.searchsorted(years[::-1], year))
+        return cls(torch.stack(offset), rules, yearly, place)
 
 
 def recent(b: Tensor, memory: float) -> Tensor:

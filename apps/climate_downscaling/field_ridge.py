@@ -3,7 +3,8 @@ r"""The mean of perfect prognosis: every fine cell on all predictors of all cell
     z(x) = z̄ + W (c − c̄)/σ + o,    W ~ N(0, 1/a),    o: the offset of recent years (`drift`)
 
 A few hundred collinear predictors and as many fine cells share one singular value decomposition,
-and the strength a of each variable is chosen by cross-validation over blocks of time.
+and the strength a of each variable is chosen by cross-validation over blocks of time. Predictors
+are held in memory; predictands are looked at in pieces (`scratch`).
 Reference: Hoerl and Kennard (1970), doi:10.1080/00401706.1970.10488634.
 """
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from apps.climate_downscaling.mean import blocks_with_gap
+from apps.climate_downscaling.scratch import Scratch, mean_over, pieces, run_of
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,24 @@ class FieldRidge:
     strength: Tensor
 
     @classmethod
-    def fit(cls, x: Tensor, z: Tensor, strength: Sequence[float]) -> FieldRidge:
-        """Fit on predictors (T, P, h, w) and predictands (T, V, H, W), in model units."""
-        basis = _Basis.of(x)
-        weights = basis.weights(z, strength).to(z.dtype)
+    def fit(
+        cls, x: Tensor, z: Tensor, strength: Sequence[float], times: Tensor | None = None
+    ) -> FieldRidge:
+        """Fit on predictors (T, P, h, w) and predictands (T, V, H, W), in model units.
+
+        Args:
+            x: predictors.
+            z: predictands.
+            strength: of each variable.
+            times: (N,) those that are fitted to, in order; all if None.
+        """
+        basis = _Basis.of(x, torch.arange(len(x)) if times is None else times)
+        centre, against = basis.against(z)
+        each = [basis.solve(against[:, v], a) for v, a in enumerate(strength)]
         typical = torch.tensor(strength, dtype=torch.float64).log().mean().exp().item()
+        weights = torch.stack(each, 1).to(z.dtype)
         return cls(
-            *(basis.centres, basis.scale, z.mean(0), torch.zeros_like(z[0]), weights),
+            *(basis.centres, basis.scale, centre, torch.zeros_like(z[0]), weights),
             basis.posterior(typical).to(z.dtype),
             torch.tensor(strength, dtype=z.dtype),
         )
@@ -96,7 +109,13 @@ class FieldFit:
 
 
 def cross_fit_fields(
-    x: Tensor, z: Tensor, valid: Tensor, strengths: Sequence[float], blocks: int, gap: int
+    x: Tensor,
+    z: Tensor,
+    valid: Tensor,
+    strengths: Sequence[float],
+    blocks: int,
+    gap: int,
+    scratch: Scratch | None = None,
 ) -> FieldFit:
     """Choose the strengths, fit on everything, predict every block by a fit on the others.
 
@@ -107,6 +126,7 @@ def cross_fit_fields(
         strengths: candidates.
         blocks: contiguous blocks of time.
         gap: steps left out on either side.
+        scratch: where the predictions go; in memory if None.
 
     Raises:
         AleatorError: too few times.
@@ -114,26 +134,29 @@ def cross_fit_fields(
     folds = list(blocks_with_gap(len(z), blocks, gap))
     error = torch.zeros(len(strengths), z.shape[1], dtype=torch.float64)
     for train, held_out in folds:
-        basis = _Basis.of(x[train])
-        against, centre = basis.against(z[train]), z[train].mean(0)
-        rows = basis.rows(x[held_out])
+        basis = _Basis.of(x, train)
+        centre, against = basis.against(z)
         for i, a in enumerate(strengths):
-            found = torch.tensordot(rows, basis.solve(against, a), 1) + centre
-            wrong = (found - z[held_out])[..., valid].square()
-            error[i] += wrong.sum((0, 2)) / (len(z) * int(valid.sum()))
+            weights = basis.solve(against, a)
+            for rows in map(run_of, pieces(held_out, z)):
+                found = torch.tensordot(basis.rows(x[rows]), weights, 1) + centre
+                wrong = (found - z[rows])[..., valid].square()
+                error[i] += wrong.sum((0, 2)) / (len(z) * int(valid.sum()))
     chosen = [strengths[int(i)] for i in error.argmin(0)]
-    mean, leverage = torch.empty_like(z), torch.empty(len(z))
+    mean, leverage = (scratch or Scratch()).empty(z.shape), torch.empty(len(z))
     for train, held_out in folds:
-        fitted = FieldRidge.fit(x[train], z[train], chosen)
-        mean[held_out] = fitted.predict(x[held_out])
-        leverage[held_out] = fitted.leverage(x[held_out])
+        fitted = FieldRidge.fit(x, z, chosen, train)
+        for rows in map(run_of, pieces(held_out, z)):
+            mean[rows] = fitted.predict(x[rows])
+            leverage[rows] = fitted.leverage(x[rows])
     return FieldFit(FieldRidge.fit(x, z, chosen), mean, leverage)
 
 
 @dataclass(frozen=True)
 class _Basis:
-    """Singular value decomposition of standardised training predictors, float64."""
+    """Singular value decomposition of standardised predictors at some times, float64."""
 
+    times: Tensor
     centres: Tensor
     scale: Tensor
     left: Tensor
@@ -141,28 +164,30 @@ class _Basis:
     right: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> _Basis:
-        centres, scale = x.mean(0), x.std(0).clamp_min(1e-12)
-        rows = ((x - centres) / scale).flatten(1).double()
+    def of(cls, x: Tensor, times: Tensor) -> _Basis:
+        seen = x[run_of(times)]
+        centres, scale = seen.mean(0), seen.std(0).clamp_min(1e-12)
+        rows = ((seen - centres) / scale).flatten(1).double()
         left, singular, right = torch.linalg.svd(rows, full_matrices=False)
-        return cls(centres, scale, left, singular, right.T)
+        return cls(times, centres, scale, left, singular, right.T)
 
     def rows(self, x: Tensor) -> Tensor:
         return ((x - self.centres) / self.scale).flatten(1).double()
 
-    def against(self, z: Tensor) -> Tensor:
-        """(K, V, H, W) predictands along the left singular vectors."""
-        return torch.tensordot(self.left.T, (z - z.mean(0)).double(), 1)
+    def against(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (V, H, W) of predictands, and (K, V, H, W) them along the left singular vectors."""
+        centre, done = mean_over(z, self.times), 0
+        found = torch.zeros(len(self.singular), *z.shape[1:], dtype=torch.float64)
+        for rows in pieces(self.times, z):
+            left = self.left[done : done + len(rows)]
+            found += torch.tensordot(left.T, (z[run_of(rows)] - centre).double(), 1)
+            done += len(rows)
+        return centre, found
 
     def solve(self, against: Tensor, a: float) -> Tensor:
         """(P h w, ...) weights of strength a."""
         shrunk = self.singular / (self.singular.square() + a)
         return torch.tensordot(self.right * shrunk, against, 1)
-
-    def weights(self, z: Tensor, strength: Sequence[float]) -> Tensor:
-        against = self.against(z)
-        each = [self.solve(against[:, v], a) for v, a in enumerate(strength)]
-        return torch.stack(each, 1)
 
     def posterior(self, a: float) -> Tensor:
         """(ZᵀZ + a)⁻¹, also along directions that never varied."""

@@ -33,7 +33,8 @@ def filled(
     valid: Tensor,
     strengths: tuple[float, ...],
     generator: torch.Generator,
-    **folds: int,
+    blocks: int,
+    gap: int,
 ) -> Tensor:
     """Draw what is missing.
 
@@ -43,7 +44,8 @@ def filled(
         valid: (H, W) cells to fill.
         strengths: candidates of the ridge regression.
         generator: of the draws.
-        **folds: of cross-validation.
+        blocks: of cross-validation.
+        gap: steps left out on either side of a block.
 
     Returns:
         z without gaps in valid cells; what is known is as it was.
@@ -57,7 +59,7 @@ def filled(
     rows, draws = lost.any(1).nonzero()[:, 0], randn(lost.shape, generator, dtype=torch.float64)
     for turn in range(_TURNS):
         safe = torch.where(valid, found, 0.0)
-        fitted = cross_fit_fields(x, safe, valid, strengths, **folds)
+        fitted = cross_fit_fields(x, safe, valid, strengths, blocks, gap)
         mean, strengths = fitted.mean, tuple(sorted(set(fitted.ridge.strength.tolist())))
         error = (found - mean)[..., valid].flatten(1).double()
         known = error.where(~lost, torch.nan)

@@ -120,7 +120,7 @@ def fit_view(
     fitted = cross_fit(x, z, config.mean, level, scratch)
     regression, mean = fitted.ridge, fitted.mean
     standard, seen = regression.standardised(x), x - regression.of_level(x)
-    some = _some_times(fine)
+    some = some_times(fine)
     error = (z[some] - mean[some]) * valid
     gap = math.ceil(config.mean.gap * len(error) / len(fine))  # of the times looked at
     known = (x[some], standard[some], mean[some], fitted.leverage[some])
@@ -170,7 +170,7 @@ def _level(valid: Tensor, factor: int, transforms: Transforms) -> Tensor:
     return (needed / needed.sum()) * moving[:, None, None]
 
 
-def _some_times(fine: Tensor) -> slice | Tensor:
+def some_times(fine: Tensor) -> slice | Tensor:
     """All times, or as many, evenly spread, as features of their dispersion fit into memory."""
     most = _most_times(fine)
     if len(fine) <= most:

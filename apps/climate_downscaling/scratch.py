@@ -91,6 +91,14 @@ def run_of(index: Tensor) -> slice | Tensor:
     return slice(first, last + 1) if last - first + 1 == len(index) else index
 
 
+def mean_over(fields: Tensor, times: Tensor) -> Tensor:
+    """Mean of fields (T, ...) over some times (N,), summed in double precision, in pieces."""
+    total = torch.zeros(fields.shape[1:], dtype=torch.float64)
+    for rows in pieces(times, fields):
+        total += fields[run_of(rows)].double().sum(0)
+    return (total / len(times)).to(fields.dtype)
+
+
 def mean_and_spread(fields: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation in time of fields (T, ...), in double precision, in pieces."""
     total = torch.zeros(fields.shape[1:], dtype=torch.float64)

@@ -96,7 +96,7 @@ def train(
     job = _job(work, prepared, config, resume)
     scratch = _scratch(work, prepared, config, part, say)
     if config.predictors.files:
-        own = fit_prognosis(prepared, config, part)
+        own = fit_prognosis(prepared, config, part, scratch)
     else:
         own = fit_view(prepared, config, part, scratch)
     model = own.model
@@ -172,19 +172,20 @@ def _job(work: Path, prepared: Prepared, config: Config, resume: bool) -> dict[s
 def _scratch(work: Path, prepared: Prepared, config: Config, part: slice, say: Say) -> Scratch:
     """Where fields go that are too large for memory; each of several processes has its own."""
     folder = work / f"fields{os.environ.get('LOCAL_RANK', '')}"
-    scratch = scratch_for(folder, _values(prepared, config, part), config.memory)
+    scratch = scratch_for(folder, values_of(prepared, config, part), config.memory)
     if scratch.folder is not None:
         shutil.rmtree(scratch.folder, ignore_errors=True)
         say(f"more than {config.memory:g} GiB of fields: they go to {scratch.folder}")
     return scratch
 
 
-def _values(prepared: Prepared, config: Config, part: slice) -> int:
+def values_of(prepared: Prepared, config: Config, part: slice) -> int:
     """Values of all fields of a training: data, their transform, mean and scale of every view."""
-    if config.predictors.files:
-        return 0
+    if prepared.fine.grid.stations:
+        return 0  # series are filled whole
     views = 1 + (config.residual.positions or 0)
-    return 4 * views * (part.stop - part.start) * math.prod(prepared.fine.shape[1:])
+    arrays = 3 if config.predictors.files else 4  # the transform's is used again
+    return arrays * views * (part.stop - part.start) * math.prod(prepared.fine.shape[1:])
 
 
 def on_domain(model: DownscalingModel, trained: GenerativeModel) -> GenerativeModel:
@@ -279,6 +280,19 @@ def _words(model: DownscalingModel, residual: GenerativeModel) -> str:
     return f"{kind}, {count:,} parameters, {model.config.residual.context} context"
 
 
+def data_facts(model: DownscalingModel, prepared: Prepared) -> dict[str, Any]:
+    """What a card says of the data."""
+    names = ", ".join(f"{v.name} ({v.units})" for v in model.variables)
+    source = prepared.fine.attributes.get("title") or Path(prepared.fine.source).name
+    test = prepared.test
+    start = show_time(prepared.fine.times[test.start]) if test.start < test.stop else None
+    return {
+        "data": f"{source}: {names}",
+        "split": prepared.describe_split(),
+        "test_start": start,
+    }
+
+
 def _card(
     model: DownscalingModel,
     prepared: Prepared,
@@ -286,19 +300,13 @@ def _card(
     minutes: float,
     scores: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    names = ", ".join(f"{v.name} ({v.units})" for v in model.variables)
     grid = model.coarse_grid.describe()
-    source = prepared.fine.attributes.get("title") or Path(prepared.fine.source).name
     return {
         "title": f"Downscaling of {', '.join(model.names)}"
         + (f" by {model.factor}" if model.factor else ""),
         "summary": f"From {grid} to {model.fine_grid.describe()}. {_sentence(model)}, "
         f"residual by {_words(model, fitted.model)}.",
-        "data": f"{source}: {names}",
-        "split": prepared.describe_split(),
-        "test_start": show_time(prepared.fine.times[prepared.test.start])
-        if prepared.test.start < prepared.test.stop
-        else None,
+        **data_facts(model, prepared),
         "seed": model.config.fit.seed,
         "hardware": hardware(),
         "minutes": round(minutes, 1),

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from apps.climate_downscaling.drift import FEWEST, YEAR
+from apps.climate_downscaling.scratch import mean_over, pieces, run_of
 from core.random import keyed_generator
 
 _KEY = -7
@@ -48,7 +49,8 @@ class YearEffect:
         """Estimate it.
 
         Args:
-            error: (T, V, H, W) cross-fitted errors, corrected for drift, in order of time.
+            error: (T, V, H, W) cross-fitted errors, corrected for drift, in order of time;
+                looked at in pieces.
             keys: (T,) seconds.
             valid: (H, W) cells that have data.
         """
@@ -58,8 +60,7 @@ class YearEffect:
         begin = torch.tensor([start], dtype=torch.float64)
         if len(rows) < 2 * FEWEST:
             return cls(error[:0], torch.ones_like(error[0]), begin)
-        b = torch.stack([error[r].mean(0) for r in rows])
-        power = error.square().mean(0)
+        b, power = torch.stack([mean_over(error, r) for r in rows]), _power(error)
         share = _beyond_chance(b, power, _lag_one(error, keys, valid), rows, valid)
         maps = b * (share / len(b)).sqrt()[:, None, None]
         explained = maps.square().sum(0) / power.clamp_min(1e-30)
@@ -104,10 +105,22 @@ def _beyond_chance(
     return (1 - chance / found).clamp(0, 1)
 
 
+def _power(error: Tensor) -> Tensor:
+    """(V, H, W) mean square."""
+    total = torch.zeros(error.shape[1:], dtype=torch.float64)
+    for rows in map(run_of, pieces(len(error), error)):
+        total += error[rows].double().square().sum(0)
+    return (total / len(error)).to(error.dtype)
+
+
 def _lag_one(error: Tensor, keys: np.ndarray, valid: Tensor) -> Tensor:
     """(V,) correlation of the errors of neighbouring times."""
     steps = np.diff(keys)
     pairs = torch.from_numpy(np.flatnonzero(steps == np.median(steps)))
-    now, then = error[pairs][..., valid], error[pairs + 1][..., valid]
-    power = (now.square().sum((0, 2)) * then.square().sum((0, 2))).sqrt().clamp_min(1e-30)
-    return ((now * then).sum((0, 2)) / power).clamp(0, 0.95)
+    sums = torch.zeros(3, error.shape[1], dtype=torch.float64)
+    for rows in pieces(pairs, error):
+        now, then = (error[run_of(r)][..., valid].double() for r in (rows, rows + 1))
+        sums += torch.stack(
+            [(a * b).sum((0, 2)) for a, b in ((now, then), (now, now), (then, then))]
+        )
+    return (sums[0] / (sums[1] * sums[2]).sqrt().clamp_min(1e-30)).clamp(0, 0.95).to(error.dtype)

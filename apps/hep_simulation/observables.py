@@ -155,3 +155,18 @@ def correlation_error(generated: Features, reference: Features) -> float:
     if busy.sum() > 1:
         worst = float(np.abs(parts[0] - parts[1]).max())
     return worst
+
+
+def following(features: Features) -> float:
+    """How closely a shower's centre follows itself: its correlation from a layer to the next.
+
+    The mean over layers that most showers reach, in both directions across; 0 where each layer is
+    drawn by itself, which spectra of single layers do not see.
+    """
+    found = []
+    for centre in (features.centre_eta, features.centre_phi):
+        for a, b in itertools.pairwise(centre.T):
+            both = (a != 0) & (b != 0)  # a layer without energy has its centre at 0 exactly
+            if both.mean() > 0.5 and min(a[both].std(), b[both].std()) > 0:
+                found.append(np.corrcoef(a[both], b[both])[0, 1])
+    return float(np.mean(found)) if found else 0.0

@@ -53,7 +53,7 @@ class Pattern(nn.Module):
         inputs = looks + (looks - SINGLE) // 2 + 2 + conditions + LONGITUDINAL
         # rings and sectors: few splits that shape the shower, and many that fill it in
         self.radial, self.angular = (
-            _Law(inputs, hidden, tree.kinds, layers) for hidden in (radial, angular)
+            SplitLaw(inputs, hidden, tree.kinds, layers) for hidden in (radial, angular)
         )
 
     look: Tensor
@@ -230,7 +230,7 @@ class Pattern(nn.Module):
         return [nodes, *([self.tree.wedge(split.ring - k, n) for n in nodes] for k in (1, 0))]
 
 
-class _Law(nn.Module):
+class SplitLaw(nn.Module):
     """The network of the splits of rings, or of sectors."""
 
     def __init__(self, inputs: int, hidden: int, kinds: int, layers: int) -> None:

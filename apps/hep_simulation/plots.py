@@ -26,10 +26,11 @@ def draw_all(folder: Path, generated: Sample, reference: Sample) -> list[Path]:
         "correlations": lambda figure: _correlations(figure, generated, reference),
         "showers": lambda figure: _showers(figure, generated, reference),
     }
-    return [_draw(folder / f"{name}.png", picture) for name, picture in pictures.items()]
+    return [draw(folder / f"{name}.png", picture) for name, picture in pictures.items()]
 
 
-def _draw(path: Path, picture: Callable[[Any], None]) -> Path:
+def draw(path: Path, picture: Callable[[Any], None]) -> Path:
+    """Make a figure, let `picture` fill it, and write it to a temporary name first."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -57,7 +58,7 @@ def _spectra(figure: Any, generated: Sample, reference: Sample) -> None:
     for index, (label, name, x, y) in enumerate(panels):
         row, column = 2 * (index // 3), index % 3
         edges = edges_of(name, y)
-        _histogram(axes[row, column], axes[row + 1, column], x, y, edges)
+        histogram(axes[row, column], axes[row + 1, column], x, y, edges)
         axes[row + 1, column].set_xlabel(label)
         axes[row, column].set_title(f"separation power {separation(x, y, edges):.4f}", size=9)
         if name in ("layers", "voxels"):
@@ -66,7 +67,8 @@ def _spectra(figure: Any, generated: Sample, reference: Sample) -> None:
     axes[0, 0].legend(frameon=False)
 
 
-def _histogram(top: Any, below: Any, x: np.ndarray, y: np.ndarray, edges: np.ndarray) -> None:
+def histogram(top: Any, below: Any, x: np.ndarray, y: np.ndarray, edges: np.ndarray) -> None:
+    """Shares of x (generated) and y (reference) in bins, and their ratio with y's error below."""
     counts = [np.histogram(sample, edges)[0] for sample in (y, x)]
     p, q = (found / max(found.sum(), 1) for found in counts)
     top.stairs(p, edges, fill=True, color="0.85", label="reference")

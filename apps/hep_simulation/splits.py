@@ -35,7 +35,7 @@ def spread_out(bias: Tensor) -> None:
         bias[components + 2 : 2 * components + 2] = torch.linspace(-3, 3, components)
 
 
-def _parts(parameters: Tensor, both: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def mixture(parameters: Tensor, both: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(M, 2 + K) logits (whole to a, whole to b, components), (M, K) means and log-scales."""
     components = (parameters.shape[-1] - 2) // 3
     logits, mean, log_scale = parameters.split([components + 2, components, components], -1)
@@ -57,7 +57,7 @@ def log_prob(parameters: Tensor, a: Tensor, b: Tensor, threshold: float) -> Tens
         (M,) nats.
     """
     shared = (a > 0) & (b > 0)
-    logits, mean, log_scale = _parts(parameters, shared | (a + b >= 2 * threshold))
+    logits, mean, log_scale = mixture(parameters, shared | (a + b >= 2 * threshold))
     least = LEAST * threshold
     log_a, log_b = ((e - threshold).clamp(min=least).log() for e in (a, b))
     z = ((log_a - log_b)[:, None] - mean) * (-log_scale).exp()
@@ -81,7 +81,7 @@ def draw(
     Returns:
         (M,) E_a and (M,) E_b; they add up to E within rounding.
     """
-    logits, mean, log_scale = _parts(parameters, energy >= 2 * threshold)
+    logits, mean, log_scale = mixture(parameters, energy >= 2 * threshold)
     steps = logits.softmax(-1).cumsum(-1)
     outcome = (uniform[:, :1] * steps[:, -1:] >= steps).sum(-1, keepdim=True)
     outcome = outcome.clamp(max=logits.shape[-1] - 1)

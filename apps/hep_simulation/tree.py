@@ -134,6 +134,18 @@ class Tree:
                     found.append(Split(parent, a, b, radial_levels + deep + ring, kind, ring))
         return tuple(sorted(found, key=lambda split: (split.ring >= 0, split.level)))
 
+    @cached_property
+    def generations(self) -> list[Tensor]:
+        """Numbers of the splits, parents before their children: as few groups as that takes."""
+        depth: dict[int, int] = {}
+        for split in self.splits:  # by level: a parent comes before its children
+            own = depth.get(split.parent, 0)
+            depth[split.a] = depth[split.b] = own + 1
+        found: dict[int, list[int]] = {}
+        for number, split in enumerate(self.splits):
+            found.setdefault(depth[split.a], []).append(number)
+        return [torch.tensor(found[key]) for key in sorted(found)]
+
     def beside(self, node: int, step: int) -> int:
         """The part of the same ring and size next to a node, around the circle; 0 if none."""
         ring, place = self._place(node)

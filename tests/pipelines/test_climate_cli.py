@@ -183,6 +183,17 @@ def test_mistakes_on_the_command_line_are_one_line(coarse, tmp_path):
     assert_refused(invoke("info", tmp_path / "none"), "no such file")
 
 
+def test_a_level_is_fitted_again_only_where_there_is_one(coarse, tmp_path):
+    from apps.climate_downscaling.downscale import bundled_model
+
+    again = ("train", coarse, "-o", tmp_path / "m", "--relevel", bundled_model())
+    assert_refused(invoke(*again), "learnt from block means, which do not drift")
+    assert_refused(invoke(*again, "--factor", 4), "--factor: with --relevel it is the model's")
+    assert_refused(invoke(*again, "--resume"), "--resume: with --relevel it is the model's")
+    assert_refused(invoke(*again[:-1], tmp_path), "not a model folder")
+    assert not (tmp_path / "m").exists()
+
+
 def test_input_on_another_grid_is_remapped_if_asked(coarse, tmp_path):
     with xr.open_dataset(coarse) as data:
         moved = data.interp(lat=np.arange(57.4, 50.7, -0.7), lon=np.arange(-9.4, 1.3, 0.7))

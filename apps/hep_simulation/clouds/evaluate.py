@@ -1,7 +1,8 @@
-"""Generated clouds on disk against simulated ones on disk: results.json and report.md."""
+"""Generated clouds on disk against simulated ones on disk: results.json, report.md, figures."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def evaluate(
     output: Path,
     *,
     train: Path | None = None,
+    figures: bool = True,
     seed: int = 0,
     overwrite: bool = False,
     say: Say = print,
@@ -33,8 +35,9 @@ def evaluate(
     Args:
         generated: of a model, for the conditions of the reference.
         reference: simulated jets that the model was not trained on.
-        output: folder for results.json and report.md.
+        output: folder for results.json, report.md and figures/.
         train: training jets: they give the floor, the baselines, and what replay is told by.
+        figures: draw them.
         seed: of classifiers and baselines.
         overwrite: replace a report.
         say: for the log.
@@ -59,8 +62,14 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     results = write_results(output / "results.json", [table], scores=rows)
     write_text(output / "report.md", report(results, f"{generated.name} against {reference.name}"))
+    if figures:
+        from apps.hep_simulation.clouds.plots import draw_all
+
+        if (output / "figures").exists():
+            shutil.rmtree(output / "figures")
+        draw_all(output / "figures", Sample(sample), Sample(truth))
     table.print()
-    say(f"wrote {output}: results.json, report.md")
+    say(f"wrote {output}: results.json, report.md" + (", figures" if figures else ""))
     return results
 
 

@@ -29,7 +29,7 @@ def test_a_drift_is_followed_and_noise_is_not():
     next_year = 0.1 * (WINTERS - (WINTERS - 1) / 2)
     assert abs(drift.offset[0].mean() - next_year) < 0.02
     assert drift.offset[1].abs().max() < 0.1
-    after = (error - drift.honest)[:, 0]
+    after = (error - drift.honest(slice(None)))[:, 0]
     assert after.square().mean() < 0.9 * error[:, 0].square().mean()
 
 
@@ -80,7 +80,7 @@ def test_honest_offsets_do_not_see_their_own_year():
                 assert seen == (k < FEWEST)  # only the first years look ahead
     year = torch.arange(WINTERS).repeat_interleave(DAYS)[:, None, None, None]
     drift = Drift.fit(noise() + 0.2 * year, seconds())
-    offsets = drift.honest.reshape(WINTERS, DAYS, 2, 3, 4)
+    offsets = drift.honest(slice(None)).reshape(WINTERS, DAYS, 2, 3, 4)
     assert offsets.std(1).max() < 1e-6  # one offset a year
     b = (noise() + 0.2 * year).reshape(WINTERS, DAYS, 2, 3, 4).mean(1)[:, 0]
     expected = _honest(b, time, 7, drift.rules[0], weights)
@@ -99,4 +99,4 @@ def test_too_few_years_are_left_alone():
     drift = Drift.fit(torch.randn(500, 1, 2, 2) + 3, keys)
     assert drift.rules == (Rule(),)
     assert not drift.offset.any()
-    assert not drift.honest.any()
+    assert not drift.honest(torch.arange(500)).any()

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import Ridge
 
+from apps.climate_downscaling import scratch as scratch_module
 from apps.climate_downscaling.field_dispersion import FieldDispersion
 from apps.climate_downscaling.field_ridge import FieldRidge, cross_fit_fields
 from apps.climate_downscaling.mean import blocks_with_gap
@@ -81,3 +82,15 @@ def test_spread_follows_the_anomaly_where_errors_do():
     scaled = (error / spread(mean, leverage))[:, 0, valid]
     assert abs(scaled.std() - 1) < 0.03
     assert spread.scale.isfinite().all()
+
+
+def test_fits_in_pieces_are_fits_of_the_whole(monkeypatch):
+    x, z = data()
+    whole = cross_fit_fields(x, z, ALL, (1.0, 100.0), blocks=4, gap=5)
+    monkeypatch.setattr(scratch_module, "PIECE_BYTES", 7 * 4 * z[0].numel())
+    parts = cross_fit_fields(x, z, ALL, (1.0, 100.0), blocks=4, gap=5)
+    assert parts.ridge.strength.tolist() == whole.ridge.strength.tolist()
+    torch.testing.assert_close(parts.mean, whole.mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(parts.leverage, whole.leverage)
+    for name, value in whole.ridge.tensors().items():
+        torch.testing.assert_close(parts.ridge.tensors()[name], value, atol=1e-5, rtol=1e-4)

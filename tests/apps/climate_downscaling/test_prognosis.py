@@ -7,6 +7,7 @@ import pytest
 import torch
 import xarray as xr
 
+from apps.climate_downscaling import scratch as scratch_module
 from apps.climate_downscaling.config import read_config
 from apps.climate_downscaling.data import open_field
 from apps.climate_downscaling.describe import describe
@@ -15,9 +16,10 @@ from apps.climate_downscaling.drift import Rule
 from apps.climate_downscaling.model import DownscalingModel
 from apps.climate_downscaling.prepare import open_prepared, prepare, stored_settings
 from apps.climate_downscaling.prognosis import PrognosisModel
-from apps.climate_downscaling.prognosis_fit import levelled
+from apps.climate_downscaling.prognosis_fit import fit_prognosis, levelled
 from apps.climate_downscaling.run import Request, run
-from apps.climate_downscaling.train import train
+from apps.climate_downscaling.scratch import Scratch
+from apps.climate_downscaling.train import settle, train
 from apps.climate_downscaling.year_effect import YearEffect
 from core.checkpoint import load_checkpoint
 from core.errors import AleatorError
@@ -81,6 +83,11 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def downscaler(world):
     return Downscaler.load(world / "model", "cpu")
+
+
+def settings(world, **more):
+    files = [str(world / "pressure.nc"), str(world / "surface.nc")]
+    return read_config(None, {**SMALL, **more}, variables="tas,pr", predictors=files)
 
 
 def inputs(world):
@@ -208,7 +215,7 @@ def test_the_level_is_fitted_again_and_the_network_kept(downscaler, world):
     assert fresh.years is not None
     assert fresh.residual is model.residual
     other = dataclasses.replace(model, valid=torch.ones_like(model.valid))
-    with pytest.raises(AleatorError, match="other cells have data at all times"):
+    with pytest.raises(AleatorError, match="of the model's cells have no data at more than 2%"):
         levelled(other, prepared, prepared.train)
 
 
@@ -254,6 +261,46 @@ def test_what_was_prepared_trains_the_same_model(world, tmp_path):
     for name, value in known.trained.state_dict().items():
         torch.testing.assert_close(trained.trained.state_dict()[name], value, msg=name)
     torch.testing.assert_close(trained.mean.weights, known.mean.weights)
+
+
+def tensors_of(model):
+    found = {f"residual.{name}": value for name, value in model.trained.state_dict().items()}
+    for part in ("mean", "dispersion", "ood", "years"):
+        found |= {f"{part}.{k}": v for k, v in getattr(model, part).tensors().items()}
+    return found | {"inflation": model.inflation, "persistence": model.persistence}
+
+
+def test_predictors_of_their_own_are_trained_with_from_disk_too(world, tmp_path, monkeypatch):
+    """In nineteen pieces, to the last bit as in memory; of a prepared store as of the files."""
+    monkeypatch.setattr(scratch_module, "PIECE_BYTES", 10 * 4 * 2 * 6 * 7)
+    prepare(str(world / "fine.nc"), tmp_path / "p.zarr", settings(world, memory=0))
+    models, said = [], []
+    for source, memory in ((world / "fine.nc", 8), (tmp_path / "p.zarr", 0)):
+        folder = tmp_path / f"{memory}"
+        config = settings(world, memory=memory)
+        models.append(train(str(source), folder, config, seed=1, say=said.append))
+        assert not (folder / "training").exists()
+    assert sum("they go to" in str(line) for line in said) == 1
+    ours, theirs = map(tensors_of, models)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_all_fields_of_such_a_training_are_on_disk_and_read_in_runs(world, tmp_path):
+    config = settings(world)
+    prepared = open_prepared(str(world / "fine.nc"), config)
+    config = settle(config, prepared.train.stop, prepared.fine.grid.shape)
+    view = fit_prognosis(prepared, config, prepared.train, Scratch(tmp_path / "fields"))
+    whole = fit_prognosis(prepared, config, prepared.train)
+    files = sorted(tmp_path.glob("fields/*"))
+    assert len(files) == 3
+    for name in ("fine", "mean", "scale"):
+        ours = getattr(view, name)
+        torch.testing.assert_close(ours, getattr(whole, name), rtol=0, atol=0)
+        stored = [np.fromfile(f, np.float32).reshape(ours.shape) for f in files]
+        assert any(np.array_equal(s, ours.numpy()) for s in stored), name
+    assert (view.chunk, whole.chunk) == (32, None)
 
 
 def test_what_was_prepared_is_not_trained_otherwise(world, tmp_path):

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from apps.climate_downscaling.drift import YEAR
+from apps.climate_downscaling import scratch as scratch_module
+from apps.climate_downscaling.drift import YEAR, Drift
 from apps.climate_downscaling.year_effect import YearEffect, _break
 
 WINTERS, DAYS = 200, 90
@@ -65,6 +66,19 @@ def test_the_variance_of_a_single_day_is_what_it_was():
     fitted = YearEffect.fit(error, seconds(), VALID)
     total = fitted.maps.square().sum(0) + fitted.daily.square() * error.square().mean(0)
     torch.testing.assert_close(total, error.square().mean(0), rtol=1e-4, atol=0)
+
+
+def test_an_effect_found_in_pieces_is_that_of_the_whole(monkeypatch):
+    error, keys = errors((0.3, 0.1), 30), seconds(30)
+    whole, drift = YearEffect.fit(error, keys, VALID), Drift.fit(error, keys, VALID)
+    monkeypatch.setattr(scratch_module, "PIECE_BYTES", 7 * 4 * error[0].numel())
+    parts, steps = YearEffect.fit(error, keys, VALID), Drift.fit(error, keys, VALID)
+    for name, value in whole.tensors().items():
+        torch.testing.assert_close(parts.tensors()[name], value)
+    assert steps.rules == drift.rules
+    torch.testing.assert_close(steps.offset, drift.offset)
+    days = torch.arange(100, 300, 7)
+    torch.testing.assert_close(steps.honest(days), drift.honest(slice(None))[days])
 
 
 def test_few_years_have_no_effect():

@@ -1,5 +1,7 @@
 """Every score against a closed form, or against samples whose difference is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from apps.hep_simulation.memorisation import fingerprints, nearest, neighbours
 from apps.hep_simulation.observables import (
     correlation_error,
     edges_of,
+    following,
     response_bins,
     separation,
     separations,
@@ -117,6 +120,23 @@ def test_a_wrong_energy_scale_is_seen_by_linearity_and_separation(small, toy):
     found = [separations(part, truth, tuple(voxels))["response"] for part in (fair, scaled)]
     assert found[1] > 1.5 * found[0]
     assert correlation_error(fair, truth) < 0.1
+
+
+def test_a_centre_that_follows_itself_is_told_from_one_that_does_not(small, toy):
+    showers, energies, _ = toy(small, 2000)
+    found = features(showers, energies, small)
+    random = np.random.default_rng(2)
+    lean = random.normal(size=(2000, 1))
+    shape = found.centre_eta.shape
+    for share, wanted in ((0.0, 0.0), (0.8, 0.64)):
+        part = {
+            f"centre_{name}": share * lean + (1 - share**2) ** 0.5 * random.normal(size=shape)
+            for name in ("eta", "phi")
+        }
+        part["centre_eta"][:, 1:2] = 0.0  # a layer that no shower reaches
+        assert following(replace(found, **part)) == pytest.approx(wanted, abs=0.05)
+    none = dict.fromkeys(("centre_eta", "centre_phi"), np.zeros(shape))
+    assert following(replace(found, **none)) == 0.0
 
 
 def test_a_replayed_shower_is_found_and_a_fresh_one_is_not(small, toy):

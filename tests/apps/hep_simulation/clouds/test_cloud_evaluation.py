@@ -96,6 +96,8 @@ def test_a_report_has_the_floor_and_the_baselines(tmp_path, capsys):
     assert any("replay" in name for name in names)
     assert rows[0]["auc"] < 0.58
     assert "Scores" in (tmp_path / "r" / "report.md").read_text()
+    drawn = sorted(path.name for path in (tmp_path / "r" / "figures").iterdir())
+    assert drawn == ["spectra.png", "substructure.png"]
     with pytest.raises(AleatorError, match="holds a report"):
         evaluate(tmp_path / "a", tmp_path / "b", tmp_path / "r")
     save_clouds(tmp_path / "few", TEST.rows(slice(0, 100)), {})
