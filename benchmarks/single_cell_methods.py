@@ -20,6 +20,7 @@ from apps.single_cell.fitting import fit_model
 from apps.single_cell.layers import point
 from apps.single_cell.posterior import rates, sample_rates
 from apps.single_cell.selection import BASE, choose
+from apps.single_cell.shrinkage import Shrinkage, shrink
 
 OURS, SCVI = "ours", "scvi"
 DRAW, EXPRESSED = "ours, one draw of the posterior", "ours, expressed or zero"
@@ -51,10 +52,11 @@ class Ours:
     def fit(self, counts: sp.csr_matrix):
         n = counts.shape[0]
         self.design = Design(np.zeros((n, 0), np.int64), np.zeros((n, 0), np.float32), ())
-        config = Config(**BASE)
+        config, shrinkage = Config(**BASE), Shrinkage()
         if self.nested != "none":
+            given = (Counts(counts), self.design, Config())
             search = self.nested == "search"
-            config = choose(Counts(counts), self.design, Config(), seed=self.seed, search=search)
+            config, shrinkage = choose(*given, seed=self.seed, search=search)
         library = np.asarray(counts.sum(1, dtype=np.float64)).ravel()
         fitted = fit_model(
             Counts(counts),
@@ -66,7 +68,7 @@ class Ours:
             resume=True,
             progress=None,
         )
-        self.model = fitted.model
+        self.model = shrink(fitted.model, shrinkage, Counts(counts), self.design, seed=self.seed)
         return self
 
     def parts(self, counts: sp.csr_matrix):

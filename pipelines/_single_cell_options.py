@@ -30,6 +30,10 @@ Search = Annotated[
 Latent = Annotated[int | None, typer.Option(help="Latent dimensions; chosen if none.")]
 Likelihood = Annotated[str | None, typer.Option(help="nb, poisson or zinb; chosen if none.")]
 Strength = Annotated[float | None, typer.Option(help="Of the prior; chosen if none.")]
+Shrink = Annotated[
+    float | None,
+    typer.Option(help="Of deviations from the mean: 0 none, 1 all; chosen for each if none."),
+]
 Steps = Annotated[int | None, typer.Option(help="Training steps; chosen if none.")]
 Dispersion = Annotated[str, typer.Option(help="gene or gene-batch.")]
 TargetSum = Annotated[
@@ -43,6 +47,9 @@ Estimate = Annotated[
         help="balanced (varies as rates do), mean (of the posterior), or expressed (zero where a "
         "cell does not express the gene)."
     ),
+]
+Model = Annotated[
+    Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
 ]
 LabelKey = Annotated[
     str | None, typer.Option(help="Column of types: measure mixing and keeping apart.")
@@ -85,6 +92,7 @@ def config(
     strength: float | None,
     steps: int | None,
     dispersion: Any,
+    shrink: float | None = None,
 ) -> Any:
     """Options of the model."""
     from apps.single_cell.config import Config
@@ -95,4 +103,5 @@ def config(
         strength=strength,
         steps=steps,
         dispersion=dispersion,
+        shrinkage=shrink,
     )

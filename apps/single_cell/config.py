@@ -26,6 +26,8 @@ class Config:
         steps: optimiser steps; None chooses by the number of cells and stops early.
         batch_size: cells a step.
         learning_rate: at its peak.
+        shrinkage: weight, from 0 (the library mean) to 1 (as it was trained), of what the latent
+            space says of a cell; None chooses one for each of its directions.
     """
 
     latent: int | None = None
@@ -37,6 +39,7 @@ class Config:
     steps: int | None = None
     batch_size: int = 128
     learning_rate: float = 6e-3
+    shrinkage: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("latent", "width", "steps", "batch_size"):
@@ -49,6 +52,8 @@ class Config:
             raise AleatorError(f"dispersion={self.dispersion!r}; known: gene, gene-batch")
         if self.strength is not None and self.strength < 0:
             raise AleatorError(f"strength={self.strength}: it must not be negative")
+        if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
+            raise AleatorError(f"shrinkage={self.shrinkage}: a weight from 0 to 1 is expected")
         if not 0 <= self.dropout < 1 or self.learning_rate <= 0:
             raise AleatorError(
                 f"dropout={self.dropout}, learning_rate={self.learning_rate}: a share below 1 and "

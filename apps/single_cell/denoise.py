@@ -32,6 +32,7 @@ from apps.single_cell.ood import WARN_ABOVE, Surprise
 from apps.single_cell.output import Additions, Blocks, annotate, write_cells
 from apps.single_cell.rows import Rows, targets_of
 from apps.single_cell.selection import Say, Verdict, select
+from apps.single_cell.shrinkage import Shrinkage, shrink
 from apps.single_cell.store import Workers, by_runs, write_store
 from core.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from core.errors import AleatorError
@@ -56,6 +57,7 @@ class Denoiser:
         card: facts for a reader.
         fingerprint: the model's name in outputs.
         rank: of this process among those that trained; only the first is to write.
+        shrinkage: what was done to the model after training; its weights have it in them.
     """
 
     model: CellVAE
@@ -68,6 +70,7 @@ class Denoiser:
     card: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     rank: int = 0
+    shrinkage: Shrinkage = field(default_factory=Shrinkage)
 
     @classmethod
     def fit(
@@ -138,7 +141,7 @@ class Denoiser:
         )
         assert isinstance(fitted.model, CellVAE)
         return cls(
-            fitted.model,
+            shrink(fitted.model, found.shrinkage, counts, design, seed=seed),
             cells.genes,
             covariates,
             found.config,
@@ -147,6 +150,7 @@ class Denoiser:
             seed,
             {"data": f"{where}: {cells.slot}, {len(cells)} cells x {cells.shape[1]} genes"},
             rank=fitted.rank,
+            shrinkage=found.shrinkage,
         )
 
     def save(self, folder: Path | str, card: dict[str, Any] | None = None) -> Denoiser:
@@ -190,6 +194,7 @@ class Denoiser:
             state["seed"],
             found.card,
             found.fingerprint,
+            shrinkage=Shrinkage.from_dict(state.get("shrinkage", {})),
         )
 
     def _state(self) -> dict[str, Any]:
@@ -201,6 +206,7 @@ class Denoiser:
             "surprise": self.surprise.to_dict(),
             "verdict": self.verdict.to_dict() if self.verdict else None,
             "seed": self.seed,
+            "shrinkage": self.shrinkage.to_dict(),
         }
 
     def denoise(
@@ -320,6 +326,7 @@ class Denoiser:
             "model": self.fingerprint or "fitted here",
             "seed": self.seed,
             "config": config,
+            "shrinkage": str(self.shrinkage),
             "output": options,
             "notes": np.array(notes, dtype=str) if notes else "",
         }

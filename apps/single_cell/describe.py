@@ -40,6 +40,7 @@ def describe_model(folder: Path) -> str:
         f"  likelihood {config.likelihood}, latent {config.latent}, strength "
         f"{config.strength:g}, {config.steps} steps, seed {model.seed}",
     ]
+    lines.append(f"  {model.shrinkage}")
     if model.verdict:
         lines.append(f"  {model.verdict.sentence()}")
     return "\n".join(lines)

@@ -164,6 +164,7 @@ def fit_model(
         devices=devices,
         seed=seed,
     )
+    trained = {k: v for k, v in config.to_dict().items() if k != "shrinkage"}
     stream = Stream(counts, library, design, config.batch_size, seed)
     with ExitStack() as stack:
         if folder is None:
@@ -176,7 +177,7 @@ def fit_model(
             score=score,
             resume=resume,
             device=device,
-            job={"model": config.to_dict(), **(job or {})},
+            job={"model": trained, **(job or {})},
             progress=progress,
         )
     found.model.eval()

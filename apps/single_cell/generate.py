@@ -47,10 +47,15 @@ BLOCK = 256
 
 def generating(config: Config | None, cells: int) -> Config:
     """Options of a model that is to generate, where they are not given."""
-    config = config or Config()
+    config = varied(config or Config())
     steps = EPOCHS * default_steps(cells, config.batch_size)
     rest: dict[str, Any] = {**BASE, "steps": steps}
     return replace(config, **{k: v for k, v in rest.items() if getattr(config, k) is None})
+
+
+def varied(config: Config) -> Config:
+    """Without shrinkage, if none is given: best forecasts of cells vary less than cells do."""
+    return config if config.shrinkage is not None else replace(config, shrinkage=1.0)
 
 
 @dataclass

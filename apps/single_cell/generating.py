@@ -11,7 +11,7 @@ from apps.single_cell.cells import Cells
 from apps.single_cell.checks import some
 from apps.single_cell.config import Config
 from apps.single_cell.denoise import Denoiser
-from apps.single_cell.generate import Generator, generating, has_prior
+from apps.single_cell.generate import Generator, generating, has_prior, varied
 from apps.single_cell.inputs import Covariate, Input, bundled_model, model_of
 from apps.single_cell.output import check_output, write_anndata
 from apps.single_cell.prior import PriorConfig
@@ -165,7 +165,8 @@ def generate(
     else:
         wanted = Wanted(tuple(dict.fromkeys(columns)), prior or PriorConfig())
         wanted.check(source, asked)
-        chosen = config if search else generating(config, len(source))
+        chosen = varied(config or Config())
+        chosen = chosen if search else generating(chosen, len(source))
         known: Any = {"seed": seed, "search": search, "device": device, "say": say}
         denoiser = model_of(source, model, covariates, chosen, **known)
         generator = wanted.fit(denoiser, source, seed, device, say)

@@ -74,8 +74,15 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, noise_level: Tensor, context: Context = None) -> Tensor:
         """The noise level is not for this network."""
-        h = self.dropout(F.silu(self.norm(self.first(_with_covariates(z, context)))))
-        logits = torch.addmm(self.level, h, self.weight)
+        return self.logits(self.features(z, context), context)
+
+    def features(self, z: Tensor, context: Context = None) -> Tensor:
+        """Hidden features f (B, H), which all genes share."""
+        return self.dropout(F.silu(self.norm(self.first(_with_covariates(z, context)))))
+
+    def logits(self, features: Tensor, context: Context = None) -> Tensor:
+        """Log-rates b + W f + V c (B, G), up to a constant of each cell."""
+        logits = torch.addmm(self.level, features, self.weight)
         if len(self.shift):
             logits = logits + _vector(context) @ self.shift
         return logits

@@ -14,6 +14,7 @@ import torch
 
 from apps.single_cell.config import Config
 from apps.single_cell.denoise import Denoiser
+from apps.single_cell.generate import varied
 from apps.single_cell.generating import Wanted
 from apps.single_cell.inputs import Covariate, Input, bundled_model, model_of
 from apps.single_cell.layers import Output
@@ -56,6 +57,7 @@ def train(
     cells = given.open(say)
     if prior:
         prior.check(cells)
+        config = varied(config)
     work, started = folder / "training", time.monotonic()
     denoiser = Denoiser.fit(
         cells,

@@ -2,9 +2,9 @@ r"""Hyper-parameters and an honest verdict, both by molecular cross-validation o
 
 One split of the molecules (90 % to learn from, 10 % to judge by) on at most `SAMPLE` cells. Short
 runs move latent size, strength and likelihood, one at a time, while the corrected Poisson loss of
-held-out molecules falls; the winner is then trained in full, and put beside what a user would do
-instead: nothing, the library mean, Poisson factors. Some cells are left out altogether: they tell
-how surprising a cell is that was never seen.
+held-out molecules falls; the winner is then trained in full, drawn in (`shrinkage`), and put
+beside what a user would do instead: nothing, the library mean, Poisson factors. Some cells are
+left out altogether: they tell how surprising a cell is that was never seen.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from apps.single_cell.mcv import Split, Tally, cross_validate, difference, split
 from apps.single_cell.model import CellVAE
 from apps.single_cell.ood import Surprise
 from apps.single_cell.posterior import CELLS, pit, rates
+from apps.single_cell.shrinkage import Shrinkage, learn_shrinkage, shrink
 from core.errors import AleatorError
 
 Say = Callable[[object], None]
@@ -129,6 +130,7 @@ class Selection:
         surprise: of its cells.
         model: of the trial, from nine tenths of the molecules.
         genes: (G,) mask of what it knows.
+        shrinkage: of that model, and for the one of all molecules.
     """
 
     config: Config
@@ -136,6 +138,7 @@ class Selection:
     surprise: Surprise
     model: CellVAE
     genes: np.ndarray
+    shrinkage: Shrinkage
 
 
 @dataclass
@@ -171,6 +174,12 @@ class _Trial:
     def score(self, model: CellVAE) -> float:
         """Corrected loss of the first cells."""
         return float(self.tally(model, SCORED, draws=2).per_cell().mean())
+
+    def shrinkage(self, model: CellVAE, config: Config) -> Shrinkage:
+        """How far to draw the model in: as given, or as the held-out molecules want it."""
+        if config.shrinkage is not None:
+            return Shrinkage(rest=config.shrinkage)
+        return learn_shrinkage(model, self.molecules, self.design, seed=self.seed)
 
     def tally(
         self,
@@ -219,14 +228,16 @@ def select(
         *_elbos(model, trial.molecules.train, trial.design, seed),
         *_elbos(model, hidden, _rows(design, unseen), seed),
     )
-    return Selection(found.config, verdict, surprise, model, trial.molecules.genes)
+    genes = trial.molecules.genes
+    return Selection(found.config, verdict, surprise, model, genes, found.shrinkage)
 
 
 def choose(
     counts: Counts, design: Design, config: Config, *, seed: int = 0, search: bool = True
-) -> Config:
-    """The configuration of `select`, without its verdict; arguments and errors as there."""
-    return _chosen(counts, design, config, seed, "auto", search, lambda _: None).config
+) -> tuple[Config, Shrinkage]:
+    """What `select` chooses, without its verdict; arguments and errors as there."""
+    found = _chosen(counts, design, config, seed, "auto", search, lambda _: None)
+    return found.config, found.shrinkage
 
 
 @dataclass
@@ -238,6 +249,7 @@ class _Chosen:
     model: CellVAE
     unseen: np.ndarray
     tried: list[tuple[str, float]]
+    shrinkage: Shrinkage
 
 
 def _chosen(
@@ -262,10 +274,13 @@ def _chosen(
         config = _search(trial, config, steps, tried, say)
     rest: dict[str, Any] = {k: v for k, v in BASE.items() if getattr(config, k) is None}
     config = replace(config, **rest)
-    model, best = trial.fit(replace(config, steps=steps), checks=6)
+    model, best = trial.fit(replace(config, steps=steps), checks=0 if config.steps else 6)
     whole = default_steps(len(counts), config.batch_size)
     chosen = config.steps or max(1, round(whole * best / steps))
-    return _Chosen(replace(config, steps=chosen), trial, model, unseen, tried)
+    shrinkage = trial.shrinkage(model, config)
+    say(shrinkage)
+    model = shrink(model, shrinkage, Counts(trial.molecules.train), trial.design, seed=seed)
+    return _Chosen(replace(config, steps=chosen), trial, model, unseen, tried, shrinkage)
 
 
 def judge(

@@ -93,7 +93,9 @@ def test_train_then_denoise_then_info(cells, tmp_path):
     assert "not told from empty droplets" in found.output
     assert (adata.obs["aleator_ood"].to_numpy() == whole.obs["aleator_ood"].to_numpy()).all()
     assert (adata.obsm["X_aleator"] == whole.obsm["X_aleator"]).all()
-    assert "denoiser of single cells" in invoke("info", tmp_path / "m").stdout
+    told = invoke("info", tmp_path / "m").stdout
+    assert "denoiser of single cells" in told
+    assert "deviations from the mean drawn in by" in told
     assert "120 cells x 200 genes" in invoke("info", cells).stdout
     assert "holds a model" in assert_refused("train", cells, "-o", tmp_path / "m", *QUICK)
     assert "covariates belong to training" in assert_refused(
@@ -202,6 +204,7 @@ def test_mistakes_are_one_line(cells, tmp_path):
         "denoise", cells, "-o", out, "--likelihood", "normal"
     )
     assert "balanced, mean" in assert_refused("denoise", cells, "-o", out, "--estimate", "median")
+    assert "from 0 to 1" in assert_refused("denoise", cells, "-o", out, "--shrink", 2)
     assert "name the output .zarr" in assert_refused("denoise", cells, "-o", out, "--workers", 2)
     assert "workers=0" in assert_refused("denoise", cells, "-o", out, "--workers", 0)
     assert "scheduler tcp://127.0.0.1:1: no answer" in assert_refused(
