@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from driving_tables import ROWS, Counts, over_seeds, seeds_of, set_tables, span
 
-from apps.anomaly_driving.bootstrap import Difference, FrameCounts, intervals
+from apps.anomaly_driving.bootstrap import FrameCounts
 from apps.anomaly_driving.closed import frames_miou
 from apps.anomaly_driving.config import Config, read_config
 from apps.anomaly_driving.data import Driving, open_data
@@ -35,57 +35,21 @@ from apps.anomaly_driving.seam import seam_auroc
 from apps.anomaly_driving.textures import write_textures
 from apps.anomaly_driving.train import train
 from core.progress import progress_bar
-from core.random import keyed_generator
 from core.report import Row, Table, replacing, report, write_results, write_text
 
 HERE = Path(__file__).parent
-ROWS = {
-    "none": "no negatives",
-    "textures": "paste: noise textures",
-    "vae": "VAE",
-    "flow": "flow, joint",
-    "diffusion": "diffusion",
-    "flow_matching": "flow matching",
-    "cutouts": "paste: real objects",
-}
-GENERATED = ("vae", "flow", "diffusion", "flow_matching")
 SETS = {
     "static_val": "static_val",
     "ra21": "road_anomaly21_val",
     "ro21": "road_obstacle21_val",
     "fs_static": "fishyscapes_static_val",
 }
-PLAIN = tuple(name for name in DEFAULT if name not in ("d_out", "hybrid"))
-"""Scores that make sense without an outlier head that was trained."""
+LIGHT = {"uniform": 0.1, "d_out": 0.25}
+"""Loss of the row `light`: a fifth and a half of the usual weights, to spare the classes."""
 SEAM = ("max_logit", "jsd", "d_out")
 VAL_ROWS, VAL_EVERY = 240, 3
 """Height at which, and which of the frames on which, the known classes are judged."""
 KNOWN = f"known_{VAL_ROWS}.json"
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What one score says of a set: enough for every pixel metric and for the bootstrap.
-
-    Attributes:
-        pooled: (2, bins) pixels at every float16 score.
-        frames: (N, 2, cells) the same by frame, coarser.
-    """
-
-    pooled: np.ndarray
-    frames: np.ndarray
-
-    def weighted(self, weights: np.ndarray) -> np.ndarray:
-        """As of `FrameCounts`: sums of the frames (2, D, M) with weights (D, N)."""
-        return np.stack([weights @ self.frames[:, k] for k in (0, 1)])
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def metrics(self) -> dict[str, float]:
-        pixels = PixelCounts()
-        pixels.counts = self.pooled
-        return pixels.curve().metrics()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -109,20 +73,20 @@ def main(arguments: list[str] | None = None) -> None:
             train_row(name, seed, options.data, options.models, options.steps)
     if options.train_only:
         return
-    there = rows if not options.as_is else known_rows(rows, seeds, options)
-    tables: list[Table] = [closed_table(there, seeds, options)]
+    models = [
+        (row, seed)
+        for row in rows
+        for seed in seeds
+        if not options.as_is or known_file(row, seed, options).exists()
+    ]
+    tables: list[Table] = [closed_table(rows, models, options)]
     for name in options.sets.split(","):
-        folder = SETS[name]
-        there = {
-            row: title
-            for row, title in rows.items()
-            if not options.as_is
-            or all(counts_file(row, seed, folder, options).exists() for seed in seeds)
-        }
         found = {
-            (row, seed): counts(row, seed, folder, options) for row in there for seed in seeds
+            (row, seed): counts(row, seed, SETS[name], options)
+            for row, seed in models
+            if not options.as_is or counts_file(row, seed, SETS[name], options).exists()
         }
-        tables += set_tables(folder, there, seeds, found)
+        tables += set_tables(SETS[name], rows, found)
     results = write_results(options.out / "driving.json", tables)
     write_text(options.out / "driving.md", report(results, "Simulated anomalies: does it help?"))
     for table in tables:
@@ -145,8 +109,8 @@ def train_row(name: str, seed: int, data: Path, models: Path, steps: int) -> Pat
 
 
 def row_config(name: str, data: Path, models: Path, steps: int) -> Config:
-    """The recipe of a row: everything but the negatives is the same in all."""
-    negatives: dict[str, Any] = {"kind": name}
+    """The recipe of a row: everything but the negatives is the same in all but `light`."""
+    negatives: dict[str, Any] = {"kind": "diffusion" if name == "light" else name}
     if name == "textures":
         negatives = {"kind": "paste", "folder": str(write_textures(models / "textures"))}
     if name == "cutouts":
@@ -156,6 +120,7 @@ def row_config(name: str, data: Path, models: Path, steps: int) -> Config:
         HERE / "recipes" / "driving.json",
         recipe,
         {"negatives": negatives, "fit": {"steps": steps}},
+        {"loss": LIGHT} if name == "light" else {},
     )
 
 
@@ -183,17 +148,9 @@ def counts_file(row: str, seed: int, folder: str, options: argparse.Namespace) -
     return model / f"counts_{folder}_{options.longer_side or 'own'}.npz"
 
 
-def known_rows(
-    rows: dict[str, str], seeds: list[int], options: argparse.Namespace
-) -> dict[str, str]:
-    """The rows whose quality on the known has been found for every seed."""
-    return {
-        row: title
-        for row, title in rows.items()
-        if all(
-            (model_folder(options.models, row, s, options.steps) / KNOWN).exists() for s in seeds
-        )
-    }
+def known_file(row: str, seed: int, options: argparse.Namespace) -> Path:
+    """Where a model's quality on the known is kept."""
+    return model_folder(options.models, row, seed, options.steps) / KNOWN
 
 
 def score_set(network: Network, data: Driving) -> dict[str, Counts]:
@@ -212,27 +169,43 @@ def score_set(network: Network, data: Driving) -> dict[str, Counts]:
     return {name: Counts(pooled[name].counts, frames[name].array()) for name in DEFAULT}
 
 
-def closed_table(rows: dict[str, str], seeds: list[int], options: argparse.Namespace) -> Table:
+def closed_table(
+    rows: dict[str, str], models: list[tuple[str, int]], options: argparse.Namespace
+) -> Table:
     """Closed mIoU on camvid/val, and the seam test on camvid/val, of every row."""
     frames = read_frames(options.data / "camvid" / "val", CAMVID, 11, height=VAL_ROWS)
     frames = frames.every(VAL_EVERY)
-    lines: list[Row] = []
-    for name, title in {"base": "base, before the rows", **rows}.items():
-        folders = [options.models / name] if name == "base" else []
-        folders = folders or [model_folder(options.models, name, s, options.steps) for s in seeds]
-        found = [known_quality(folder, frames) for folder in folders]
-        means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
-        lines.append({"negatives": title, **means, **spread([row["miou"] for row in found])})
+    found = {
+        (row, seed): known_quality(model_folder(options.models, row, seed, options.steps), frames)
+        for row, seed in models
+    }
+    base = known_quality(options.models / "base", frames)
+    lines: list[Row] = [{"negatives": "base, before the rows", **base}]
+    for name, title in rows.items():
+        seeds = seeds_of(found, name)
+        if not seeds:
+            continue
+        line: dict[str, Any] = {"negatives": title, "seeds": ", ".join(map(str, seeds))}
+        line |= {key: float(np.mean([found[name, s][key] for s in seeds])) for key in base}
+        if len(seeds) > 1:
+            line["range"] = span([found[name, s]["miou"] for s in seeds])
+        pairs = [s for s in seeds if ("none", s) in found and name != "none"]
+        change = [found[name, s]["miou"] - found["none", s]["miou"] for s in pairs]
+        if change:
+            line["change"] = over_seeds(change)
+        lines.append(line)
     columns = {
         "negatives": "negatives",
+        "seeds": "seeds",
         "miou": "closed mIoU, %",
         "range": "range",
+        "change": "against none, the same seeds",
         **{f"seam_{score}": f"seam AuROC, {score}" for score in SEAM},
     }
     title = (
         f"camvid/val, every {VAL_EVERY}rd frame at {VAL_ROWS} rows: known classes, and "
         f"known parts pasted as negatives are (0.5: not noticed); "
-        f"{options.steps} steps after the base, seeds {seeds}"
+        f"{options.steps} steps after the base; means over the seeds"
     )
     formats = {"miou": ".1f", **dict.fromkeys([f"seam_{score}" for score in SEAM], ".2f")}
     return Table(lines, columns, formats, {}, title)
@@ -249,78 +222,6 @@ def known_quality(folder: Path, frames: Frames) -> dict[str, float]:
         found |= {f"seam_{score}": value for score, value in zip(SEAM, seams, strict=True)}
         write_text(kept, json.dumps(found))
     return json.loads(kept.read_text())
-
-
-def spread(values: list[float]) -> dict[str, str]:
-    return {"range": f"{min(values):.1f} to {max(values):.1f}"} if len(values) > 1 else {}
-
-
-def set_tables(
-    folder: str,
-    rows: dict[str, str],
-    seeds: list[int],
-    found: dict[tuple[str, int], dict[str, Counts]],
-) -> list[Table]:
-    """AP, FPR95 and AuROC of every row and score; gains over no negatives and real ones."""
-    tables = []
-    for metric, heading, best in (
-        ("ap", "AP", "max"),
-        ("fpr95", "FPR95", "min"),
-        ("auroc", "AuROC", "max"),
-    ):
-        lines: list[Row] = []
-        for name, title in rows.items():
-            line: dict[str, Any] = {"negatives": title}
-            for score in PLAIN if name == "none" else DEFAULT:
-                values = [100 * found[name, seed][score].metrics()[metric] for seed in seeds]
-                line[score] = float(np.mean(values))
-            lines.append(line)
-        heads = {"negatives": "negatives", **{name: name for name in DEFAULT}}
-        formats = dict.fromkeys(DEFAULT, ".1f")
-        title = f"{folder}: {heading} in %, trained on camvid/train alone"
-        tables.append(Table(lines, heads, formats, dict.fromkeys(DEFAULT, best), title))
-    if "none" in rows and len(rows) > 1:
-        tables.append(gain_table(folder, rows, seeds, found, "none"))
-    generated = {name: title for name, title in rows.items() if name in GENERATED}
-    if "cutouts" in rows and generated:
-        tables.append(gain_table(folder, generated, seeds, found, "cutouts"))
-    return tables
-
-
-def gain_table(
-    folder: str,
-    rows: dict[str, str],
-    seeds: list[int],
-    found: dict[tuple[str, int], dict[str, Counts]],
-    against: str,
-) -> Table:
-    """AP less that of another row, the same score, frames drawn in pairs."""
-    lines: list[Row] = []
-    for name, title in rows.items():
-        if name == against:
-            continue
-        line: dict[str, Any] = {"negatives": title}
-        for score in PLAIN:
-            pair = {row: found[row, seeds[0]][score] for row in (against, name)}
-            line[score] = interval(
-                intervals(
-                    pair,  # type: ignore[arg-type]
-                    "ap",
-                    against=against,
-                    generator=keyed_generator(0, 0),
-                )[name]
-            )
-        lines.append(line)
-    heads = {"negatives": "negatives", **{name: name for name in PLAIN}}
-    title = (
-        f"{folder}: AP gained over {ROWS[against]}, percentage points, with 90 % intervals of a "
-        f"paired bootstrap over frames; seed {seeds[0]}"
-    )
-    return Table(lines, heads, {}, {}, title)
-
-
-def interval(found: Difference) -> str:
-    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def say(line: object) -> None:

@@ -1,17 +1,19 @@
 """Which weights to bundle: models side by side on parts of the validation sets.
 
-    python benchmarks/driving_choice.py DATA VALIDATION MODEL [MODEL ...] [--out FOLDER]
+    python benchmarks/driving_choice.py DATA VALIDATION MODEL [MODEL ...] [--add] [--out FOLDER]
 
 DATA and VALIDATION are those of `driving_bundled.py`. Every model looks at the bundled model's
 scales; the score is energy. Frames are taken in steps that meet all objects: every seventh of
 `static_val` and `static_shift`, every second of `foreign_roads`, every third of `foreign_small`.
-The benchmarks themselves choose nothing.
+With --add, rows of other models that are in the results already stay. The benchmarks themselves
+choose nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -21,7 +23,7 @@ from apps.anomaly_driving.closed import frames_miou
 from apps.anomaly_driving.data import open_data
 from apps.anomaly_driving.frames import Frames, read_frames
 from apps.anomaly_driving.model import CAMVID, AnomalyModel
-from core.report import Row, Table, report, write_results, write_text
+from core.report import Row, Table, read_results, report, write_results, write_text
 
 HERE = Path(__file__).parent
 EVERY = {"static_val": 7, "static_shift": 7, "foreign_roads": 2, "foreign_small": 3}
@@ -34,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="folder with the data sets")
     parser.add_argument("validation", type=Path, help="what driving_shift.py wrote")
     parser.add_argument("models", type=Path, nargs="+", help="model folders")
+    parser.add_argument("--add", action="store_true", help="to the results that are there")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     known = read_frames(options.data / "camvid" / "val", CAMVID, 11, height=VAL_ROWS)
@@ -41,13 +44,24 @@ def main(arguments: list[str] | None = None) -> None:
         next(f / name for f in (options.data, options.validation) if (f / name).is_dir())
         for name in EVERY
     ]
-    lines: list[Row] = []
+    kept = options.out / "driving_choice.json"
+    lines = earlier(kept, options.models) if options.add else []
     for model in options.models:
         lines.append(line(model, folders, known.every(VAL_EVERY)))
         table = table_of(lines)
-        results = write_results(options.out / "driving_choice.json", [table])
-        write_text(options.out / "driving_choice.md", report(results, "Which weights to bundle"))
+        results = write_results(kept, [table])
+        write_text(kept.with_suffix(".md"), report(results, "Which weights to bundle"))
     table.print()
+
+
+def earlier(path: Path, models: Sequence[Path]) -> list[Row]:
+    """Rows of other models that an earlier run wrote; none if there are none."""
+    if not path.exists():
+        return []
+    names = {model.name for model in models}
+    return [
+        row for table in read_results(path)[1] for row in table.rows if row["model"] not in names
+    ]
 
 
 def line(path: Path, folders: list[Path], known: Frames) -> Row:

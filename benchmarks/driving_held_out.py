@@ -16,6 +16,7 @@ import dataclasses
 from pathlib import Path
 
 import driving
+from driving_tables import ROWS, set_tables
 
 from apps.anomaly_driving.closed import frames_miou
 from apps.anomaly_driving.config import Config, read_config
@@ -48,8 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
         (name, 0): driving.score_set(open_network(folder), data)
         for name, folder in folders.items()
     }
-    titles = {name: driving.ROWS[name] for name in rows}
-    tables += driving.set_tables(TITLE, titles, [0], found)
+    titles = {name: ROWS[name] for name in rows}
+    tables += set_tables(TITLE, titles, found)
     results = write_results(options.out / "driving_held_out.json", tables)
     write_text(options.out / "driving_held_out.md", report(results, "A class held out"))
     for table in tables:
@@ -65,7 +66,7 @@ def train_row(name: str, options: argparse.Namespace) -> Path:
         config = held_out(base_config(options.base_steps))
         train(frames, base, config, resume=True, say=driving.say)
     if not (folder / "model.json").exists():
-        driving.say(f"{driving.ROWS[name]}, {options.steps} steps")
+        driving.say(f"{ROWS[name]}, {options.steps} steps")
         config = held_out(driving.row_config(name, options.data, options.models, options.steps))
         train(frames, folder, config, start=base, resume=True, say=driving.say)
     return folder
@@ -88,7 +89,7 @@ def closed_table(folders: dict[str, Path], data: Path) -> Table:
     frames = frames.every(driving.VAL_EVERY).without_ids(HELD_OUT)
     lines: list[Row] = [
         {
-            "negatives": driving.ROWS[name],
+            "negatives": ROWS[name],
             "miou": 100 * (frames_miou(load(folder), frames) or 0.0),
         }
         for name, folder in folders.items()

@@ -23,6 +23,7 @@ from apps.anomaly_driving.losses import (
     forgotten,
     known_cross_entropy,
     mean_of,
+    moved_density,
     outlier_cross_entropy,
     raised_density,
     sunken_density,
@@ -46,6 +47,7 @@ class Exposure(GenerativeModel):
         class_weights: Tensor | None = None,
         bfloat16: bool = False,
         start: AnomalyModel | None = None,
+        held: AnomalyModel | None = None,
     ) -> None:
         """Assemble.
 
@@ -57,13 +59,14 @@ class Exposure(GenerativeModel):
             class_weights: (K,) in the cross-entropy.
             bfloat16: run the network in mixed precision.
             start: model whose answers on the known are kept; needed for `loss.keep`.
+            held: model whose density is held; needed for `loss.hold`.
         """
         super().__init__()
         self.model, self.mixer = model, mixer
         self.weights, self.augment = loss, augment
         self.class_weights, self.mixed_precision = class_weights, bfloat16
-        # in a tuple, so that it is no part of what is trained, averaged and saved
-        self.start = (start.eval().requires_grad_(False),) if start is not None else ()
+        # in tuples, so that they are no part of what is trained, averaged and saved
+        self.start, self.held = frozen(start), frozen(held)
         self.event_shape = torch.Size((3, augment.height, augment.width))
         self.context_shape = self.event_shape
 
@@ -83,11 +86,16 @@ class Exposure(GenerativeModel):
             images = relight(mixed.images, self.augment, generator)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.mixed_precision):
             seen = self.model(images)
-            before = self._before(x)
+            before = answers(self.start, x) if self.weights.keep else None
+            held = answers(self.held, images.detach()) if self.weights.hold else None
         terms = self._terms(seen.logits, seen.d_out, mixed)
         if before is not None:
             clean = (mixed.labels != self.model.void) & ~mixed.known
             terms["keep"] = self.weights.keep * mean_of(forgotten(seen.logits, before), clean)
+        if held is not None:
+            everywhere = torch.ones_like(mixed.negative)
+            moved = moved_density(seen.logits, held)
+            terms["hold"] = self.weights.hold * mean_of(moved, everywhere)
         value = torch.stack(list(terms.values())).sum(0)
         flow = self.mixer.likelihood_loss(worn, generator)
         if flow is not None:
@@ -95,13 +103,6 @@ class Exposure(GenerativeModel):
             value = value + weighted
             terms["flow"] = nll.expand(len(x))
         return Loss(value, {name: term.detach() for name, term in terms.items()})
-
-    @torch.no_grad()
-    def _before(self, images: Tensor) -> Tensor | None:
-        """What the model that this training started from says of pictures as they were taken."""
-        if not self.weights.keep or not self.start:
-            return None
-        return self.start[0].to(images.device)(images).logits
 
     def _terms(self, logits: Tensor, d_out: Tensor | None, mixed: Mixed) -> dict[str, Tensor]:
         w, void = self.weights, self.model.void
@@ -147,3 +148,14 @@ class Exposure(GenerativeModel):
     def mix(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> Mixed:
         """Paste, without gradients and without a change of light."""
         return self.mixer(images, labels, generator)
+
+
+def frozen(model: AnomalyModel | None) -> tuple[AnomalyModel, ...]:
+    """A model that is asked and not trained; empty for none."""
+    return (model.eval().requires_grad_(False),) if model is not None else ()
+
+
+@torch.no_grad()
+def answers(model: tuple[AnomalyModel, ...], images: Tensor) -> Tensor | None:
+    """Logits of a frozen model; None without one."""
+    return model[0].to(images.device)(images).logits if model else None

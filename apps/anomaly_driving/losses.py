@@ -2,14 +2,17 @@ r"""What training minimises: known pixels by their class, negatives towards not 
 
     L = CE(known) + β_u · D(p(y|x), uniform) + β_o · BCE(d_out) + β_e · softplus(log p̂(x) - m)
         + β_f · softplus(f - log p̂(x)) + β_k · KL(p_start(y|x₀) ‖ p(y|x))
+        + β_h · huber(log p̂(x) - log p̂_start(x))
 
-The second and the last term act on pasted negatives: the divergence D from the uniform law
+The second and the fourth term act on pasted negatives: the divergence D from the uniform law
 (Jensen–Shannon, or the cross-entropy KL(u ‖ p) up to a constant), and a soft hinge that lowers
 log p̂ = logsumexp of the logits below a margin m, which energy and max-logit scores feel.
 The cross-entropy does not feel log p̂: a shift of all logits is free. The floor f holds it up on
 known pixels, so that a known tree that looks like a negative's grain does not sink with it. The
-last term acts on known pixels that nothing was pasted on: a training that goes on from a model
-keeps what that model said of the picture x₀ before it was pasted into and relit.
+term of β_k acts on known pixels that nothing was pasted on: a training that goes on from a model
+keeps what that model said of the picture x₀ before it was pasted into and relit. Softmax and
+log p̂ are independent coordinates of the logits (s = log p + log p̂), so that the classes may be
+kept of one model and the density be held, on all pixels, at that of another.
 References: Grcić, Bevandić, Kalafatić, Šegvić (2021) arXiv:2112.12833 (Jensen–Shannon); Grcić,
 Bevandić, Šegvić (2022) arXiv:2207.02606 (d_out, log p̂); Hendrycks et al. (2019) arXiv:1812.04606;
 Liu et al. (2020) arXiv:2010.03759 (an energy bounded on both sides); Li, Hoiem (2016)
@@ -44,6 +47,8 @@ class LossConfig:
         floor: f.
         keep: β_k, on known pixels, if the training goes on from a model; 0 for a free hand.
         keep_of: folder of the model whose answers are kept; that gone on from if None.
+        hold: β_h, on all pixels; 0 to leave log p̂ to the other terms.
+        hold_of: folder of the model whose log p̂ is held; that gone on from if None.
         class_power: classes count by share^-power in the cross-entropy; 0 for alike.
     """
 
@@ -57,10 +62,12 @@ class LossConfig:
     floor: float = 4.0
     keep: float = 0.0
     keep_of: str | None = None
+    hold: float = 0.0
+    hold_of: str | None = None
     class_power: float = 0.25
 
     def __post_init__(self) -> None:
-        for name in ("uniform", "d_out", "energy", "raised", "keep", "class_power"):
+        for name in ("uniform", "d_out", "energy", "raised", "keep", "hold", "class_power"):
             if not getattr(self, name) >= 0:
                 raise AleatorError(f"loss.{name}={getattr(self, name)}: it must not be negative")
         if self.balance <= 0:
@@ -131,6 +138,11 @@ def forgotten(logits: Tensor, before: Tensor) -> Tensor:
     """KL(p_before ‖ p) of the softmax of logits (B, K, H, W), (B, H, W), in nats."""
     log_before = before.log_softmax(1)
     return (log_before.exp() * (log_before - logits.log_softmax(1))).sum(1)
+
+
+def moved_density(logits: Tensor, before: Tensor) -> Tensor:
+    """Huber's function of the change of logsumexp between logits (B, K, H, W), (B, H, W)."""
+    return F.smooth_l1_loss(logits.logsumexp(1), before.logsumexp(1), reduction="none")
 
 
 def mean_of(each: Tensor, where: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from apps.anomaly_driving.closed import frames_miou
 from apps.anomaly_driving.config import Config
 from apps.anomaly_driving.exposure import Exposure
 from apps.anomaly_driving.frames import Frames, image_files, read_frames, training_files
+from apps.anomaly_driving.losses import LossConfig
 from apps.anomaly_driving.model import AnomalyModel, ModelConfig, channels_last, load
 from apps.anomaly_driving.negatives.generators import (
     generator_tensors,
@@ -90,7 +91,8 @@ def train(
         *(model, mixer, config.loss, config.augment),
         class_weights=class_weights(frames, config.loss.class_power),
         bfloat16=config.fit.precision == "bf16-mixed",
-        start=what_is_kept(config, start, model),
+        start=teacher("keep", config.loss, start, model),
+        held=teacher("hold", config.loss, start, model),
     )
     fitted = fit(
         exposure,
@@ -197,27 +199,36 @@ def initial_model(
 
 
 def refuse_keeping_nothing(config: Config, start: Path | None) -> None:
-    """One clear error where answers are to be kept of no model."""
-    if config.loss.keep and start is None and config.loss.keep_of is None:
-        raise AleatorError("loss.keep needs a model to go on from: --start MODEL")
+    """One clear error where answers or densities are to be kept of no model."""
+    for term in ("keep", "hold"):
+        if getattr(config.loss, term) and (start or getattr(config.loss, f"{term}_of")) is None:
+            raise AleatorError(f"loss.{term} needs a model to go on from: --start MODEL")
 
 
-def what_is_kept(config: Config, start: Path | None, model: AnomalyModel) -> AnomalyModel | None:
-    """The model whose answers on the known are kept; None for a free hand.
+def teacher(
+    term: str, loss: LossConfig, start: Path | None, model: AnomalyModel
+) -> AnomalyModel | None:
+    """The model whose answers are kept, or whose density is held; None for a free hand.
+
+    Args:
+        term: "keep" or "hold".
+        loss: its weight and folder.
+        start: the model that is gone on from.
+        model: what is trained.
 
     Raises:
         AleatorError: it is of other classes than the model that is trained.
     """
-    folder = Path(config.loss.keep_of) if config.loss.keep_of else start
-    if not config.loss.keep or folder is None:
+    folder = Path(of) if (of := getattr(loss, f"{term}_of")) else start
+    if not getattr(loss, term) or folder is None:
         return None
-    kept = load(folder)
-    if (kept.classes, kept.void) != (model.classes, model.void):
+    found = load(folder)
+    if (found.classes, found.void) != (model.classes, model.void):
         raise AleatorError(
             f"{folder}: its answers cannot be kept, it is a model of the classes "
-            f"{', '.join(kept.classes)}, not {', '.join(model.classes)}"
+            f"{', '.join(found.classes)}, not {', '.join(model.classes)}"
         )
-    return kept
+    return found
 
 
 def _put_in(model: AnomalyModel, path: Path) -> None:

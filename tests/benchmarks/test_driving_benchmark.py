@@ -1,8 +1,7 @@
 """The benchmark: counts become metrics, gains are paired, nothing is made twice."""
 
 import argparse
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +12,19 @@ from apps.anomaly_driving.bootstrap import FrameCounts
 from apps.anomaly_driving.pixel_metrics import PixelCounts, frame_counts
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks" / "driving.py"
 
 
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+@pytest.fixture
+def bench(monkeypatch):
+    """The module of the benchmark."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("driving")
+
+
+@pytest.fixture
+def tables(bench):
+    """That of its tables."""
+    return importlib.import_module("driving_tables")
 
 
 def frames(strength, count=6):
@@ -54,21 +55,70 @@ def test_counts_become_sklearns_metrics(bench):
     assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
 
 
-def test_tables_of_a_set(bench):
-    rows = {"none": "no negatives", "flow": "flow, joint"}
-    found = {
-        (row, 0): {name: counted(bench, strength) for name in bench.DEFAULT}
-        for row, strength in (("none", 0.5), ("flow", 2.0))
+def made(bench, strengths):
+    """What `set_tables` takes: (row, seed) -> counts of every score."""
+    return {
+        key: {name: counted(bench, strength) for name in bench.DEFAULT}
+        for key, strength in strengths.items()
     }
-    ap, fpr95, auroc, gain = bench.set_tables("a_set", rows, [0], found)
+
+
+def test_tables_of_a_set(bench, tables):
+    rows = {"none": "no negatives", "flow": "flow, joint", "vae": "VAE"}
+    found = made(bench, {("none", 0): 0.5, ("flow", 0): 2.0})
+    ap, fpr95, auroc, gain = tables.set_tables("a_set", rows, found)
+    assert [row["negatives"] for row in ap.rows] == ["no negatives", "flow, joint"]
     assert ap.rows[1]["energy"] > ap.rows[0]["energy"] + 20
     assert fpr95.rows[1]["msp"] < fpr95.rows[0]["msp"]
     assert auroc.rows[1]["jsd"] > 90
+    assert (ap.best["energy"], fpr95.best["energy"]) == ("max", "min")
     assert "d_out" not in ap.rows[0]  # its head was never trained
     (line,) = gain.rows
     value, low = line["energy"].split()[0], line["energy"].split("[")[1].split(",")[0]
     assert float(value) == pytest.approx(ap.rows[1]["energy"] - ap.rows[0]["energy"], abs=1.0)
     assert float(low) > 0
+
+
+def test_seeds_are_averaged_and_their_range_is_told(bench, tables):
+    rows = {"none": "no negatives", "flow": "flow, joint", "vae": "VAE"}
+    strengths = {("none", 0): 0.5, ("none", 2): 0.7, ("flow", 0): 2.0, ("flow", 1): 3.0}
+    strengths |= {("flow", 2): 1.5, ("vae", 0): 1.0}
+    found = made(bench, strengths)
+    each = {key: 100 * counts["energy"].metrics()["ap"] for key, counts in found.items()}
+    ap, *_, ap_range, fpr95_range, gains = tables.set_tables("a_set", rows, found)
+    titles = [row["negatives"] for row in ap.rows]
+    assert titles == ["no negatives (seeds 0, 2)", "flow, joint (seeds 0, 1, 2)", "VAE"]
+    flows = [each["flow", seed] for seed in (0, 1, 2)]
+    assert ap.rows[1]["energy"] == pytest.approx(np.mean(flows))
+    assert [row["negatives"] for row in ap_range.rows] == titles[:2]
+    assert not ap.best  # rows of different seeds are not ranked
+    assert ap_range.rows[1]["energy"] == f"{min(flows):.1f} to {max(flows):.1f}"
+    assert "FPR95" in fpr95_range.title
+    (line,) = gains.rows  # in pairs of one seed: not of seed 1, which no negatives lacks
+    assert line["negatives"] == "flow, joint (seeds 0, 2)"
+    pairs = sorted(each["flow", seed] - each["none", seed] for seed in (0, 2))
+    expected = f"{np.mean(pairs):+.1f} ({pairs[0]:+.1f} to {pairs[1]:+.1f})"
+    assert line["energy"] == expected
+
+
+def test_lost_miou_is_of_the_same_seed(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "read_frames", lambda *_, **__: argparse.Namespace(every=str))
+    monkeypatch.setattr(bench, "known_quality", lambda folder, _: quality[folder.name])
+    quality = {
+        name: {"miou": miou, **{f"seam_{score}": 0.5 for score in bench.SEAM}}
+        for name, miou in {
+            **{"base": 30.0, "none_9_0": 40.0, "none_9_1": 42.0},
+            **{"flow_9_0": 39.5, "flow_9_1": 41.0, "vae_9_1": 41.5, "vae_9_2": 43.5},
+        }.items()
+    }
+    models = [("none", 0), ("none", 1), ("flow", 0), ("flow", 1), ("vae", 1), ("vae", 2)]
+    options = argparse.Namespace(data=tmp_path, models=tmp_path, steps=9)
+    rows = {**bench.ROWS}
+    base, none, vae, flow = bench.closed_table(rows, models, options).rows
+    assert (base["miou"], none["miou"], none["range"]) == (30.0, 41.0, "40.0 to 42.0")
+    assert flow["change"] == "-0.8 (-1.0 to -0.5)"
+    assert (vae["seeds"], vae["miou"], vae["change"]) == ("1, 2", 42.5, "-0.5")
+    assert "change" not in none
 
 
 def test_rows_differ_in_their_negatives_alone(bench, tmp_path):
@@ -77,8 +127,9 @@ def test_rows_differ_in_their_negatives_alone(bench, tmp_path):
     for name in bench.ROWS:
         row = bench.row_config(name, tmp_path, tmp_path / "models", 9).to_dict()
         differing = {key for key in row if row[key] != plain[key]}
-        assert differing <= {"negatives"}
+        assert differing <= {"negatives"} | ({"loss"} if name == "light" else set())
         assert row["fit"]["steps"] == 9
+        assert row["negatives"]["kind"] in (name, "diffusion", "paste")
         kept = {"placement", "patch", "temperature"}
         assert all(row["negatives"][key] == plain["negatives"][key] for key in kept)
 

@@ -120,3 +120,12 @@ def test_models_are_compared_on_frames_of_every_object(bench, tmp_path):
     text = module.table_of(rows).markdown()
     assert "41.4" in text
     assert "32.8 / 56.3" in text
+
+
+def test_a_choice_may_be_added_to(bench, tmp_path):
+    module = bench("driving_choice")
+    path = tmp_path / "driving_choice.json"
+    assert module.earlier(path, [Path("b")]) == []
+    rows = [{"model": name, "miou": miou} for name, miou in (("a", 41.4), ("b", 40.0))]
+    write_results(path, [module.table_of(rows)])
+    assert module.earlier(path, [Path("models/b"), Path("c")]) == rows[:1]

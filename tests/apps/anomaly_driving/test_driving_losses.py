@@ -11,6 +11,7 @@ from apps.anomaly_driving.losses import (
     forgotten,
     known_cross_entropy,
     mean_of,
+    moved_density,
     outlier_cross_entropy,
     raised_density,
     sunken_density,
@@ -76,7 +77,7 @@ def test_density_cost_falls_with_the_density():
     torch.testing.assert_close(raised_density(high, 0.0), high.logsumexp(1))
 
 
-@pytest.mark.parametrize("name", ["uniform", "d_out", "energy"])
+@pytest.mark.parametrize("name", ["uniform", "d_out", "energy", "hold"])
 def test_negative_weights_are_refused(name):
     with pytest.raises(AleatorError, match=name):
         LossConfig(**{name: -1.0})
@@ -94,6 +95,14 @@ def test_what_is_forgotten_is_the_divergence_of_torch():
     expected = F.kl_div(log_p, log_before, reduction="none", log_target=True).sum(1)
     torch.testing.assert_close(forgotten(LOGITS, before), expected)
     assert forgotten(LOGITS + 3.0, LOGITS).abs().max() < 1e-5  # a shift of all logits is free
+
+
+@pytest.mark.exact
+def test_a_moved_density_costs_by_huber_and_moved_classes_do_not():
+    close, far = LOGITS + 0.5, LOGITS - 3.0
+    torch.testing.assert_close(moved_density(close, LOGITS), torch.full((2, 4, 6), 0.125))
+    torch.testing.assert_close(moved_density(far, LOGITS), torch.full((2, 4, 6), 2.5))
+    assert moved_density(LOGITS.flip(1), LOGITS).abs().max() < 1e-9
 
 
 @pytest.mark.exact

@@ -148,6 +148,24 @@ def test_what_the_start_said_is_kept_where_nothing_was_pasted(data):
     assert not any(name.startswith("start") for name in kept.state_dict())
 
 
+def test_the_density_of_the_start_is_held_on_all_pixels_of_the_same_picture(data):
+    images, labels = batch(data)
+    bank = Bank(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+    made = exposure(bank, hold=2.0).eval()
+    twin = copy.deepcopy(made.model).eval()
+    made.held = (twin,)
+
+    def term():
+        found = made.loss(images, labels, generator=torch.Generator().manual_seed(1))
+        return found.terms["hold"]
+
+    assert term().abs().max() < 1e-6  # pasted into and relit, but both see the same picture
+    bias = twin.segmenter.segmentation_head[0].bias.data
+    bias[:-1] += 3.0  # all classes alike, not the outlier head
+    torch.testing.assert_close(term(), torch.full((4,), 2.0 * 2.5), atol=1e-4, rtol=1e-4)
+    assert not any(name.startswith("held") for name in made.state_dict())
+
+
 def test_the_floor_lifts_the_known_and_not_the_negatives(data):
     images, labels = batch(data)
     bank = Bank(torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
@@ -179,6 +197,21 @@ def test_keeping_wants_a_model_to_go_on_from(data, tmp_path):
     with pytest.raises(AleatorError, match="its answers cannot be kept"):
         train(data, tmp_path / "other", named, say=silent)
     assert all("keep" in json.loads(line) for line in lines)
+
+
+def test_holding_wants_a_model_to_go_on_from(data, tmp_path):
+    wanted = dataclasses.replace(config(), loss=LossConfig(hold=1.0))
+    with pytest.raises(AleatorError, match=r"loss\.hold.*--start MODEL"):
+        train(data, tmp_path / "held", wanted, say=silent)
+    train(data, tmp_path / "first", config(steps=1), say=silent)
+    train(data, tmp_path / "held", wanted, start=tmp_path / "first", say=silent)
+    lines = (tmp_path / "held" / "metrics.jsonl").read_text().splitlines()
+    assert all("hold" in json.loads(line) for line in lines)
+    assert max(json.loads(line)["hold"] for line in lines) > 0  # it moves, and that is felt
+    named = LossConfig(hold=1.0, hold_of=str(tmp_path / "first"))
+    train(data, tmp_path / "named", dataclasses.replace(wanted, loss=named), say=silent)
+    (first, *_) = (tmp_path / "named" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(first)["hold"] > 0  # a fresh network is not where that one was
 
 
 def test_exposure_samples_pictures_with_something_in_them(data):
