@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from apps.hep_simulation import splits
 from apps.hep_simulation.cascade import thinned
-from apps.hep_simulation.pattern import SplitLaw
+from apps.hep_simulation.pattern import LONGITUDINAL, SplitLaw, longitudinal
 from apps.hep_simulation.profile import compress
 from apps.hep_simulation.scores import from_normal, to_normal
 from apps.hep_simulation.tree import Tree
 from core.random import Generators
 
-FACTS = 6
+FACTS = 1 + LONGITUDINAL
 """What the field is told of each layer, beside the condition."""
 
 
@@ -98,21 +98,9 @@ class Coordinates(nn.Module):
 
     def facts(self, energies: Tensor, condition: Tensor) -> Tensor:
         """What is known of each layer before it is split, (B, L, D + FACTS)."""
-        # running sums add up in one order, whatever the batch; sums do not
-        done = energies.cumsum(1)
-        total = done[:, -1:].clamp(min=1e-6)
-        depth = torch.arange(self.layers) / 20
-        middle = (energies * depth).cumsum(1)[:, -1:] / total
-        facts = [
-            compress(energies),
-            (done - energies) / total,
-            compress(total - done),
-            depth - middle,
-            middle.expand_as(done),
-            compress(total).expand_as(done),
-        ]
         condition = condition[:, None].expand(-1, self.layers, -1)
-        return torch.cat([condition, torch.stack(facts, -1)], -1)
+        own = compress(energies)[..., None]
+        return torch.cat([condition, own, longitudinal(energies)], -1)
 
     def standard_facts(self, energies: Tensor, condition: Tensor) -> Tensor:
         """`facts` on the scale of those of the training showers, at most 5 from their middle."""

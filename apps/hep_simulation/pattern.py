@@ -151,21 +151,8 @@ class Pattern(nn.Module):
 
     def _facts(self, nodes: Tensor, condition: Tensor) -> Tensor:
         """What a whole layer is told, (B, L, D + LONGITUDINAL), of nodes with their roots."""
-        # running sums add up in one order, whatever the batch; sums do not
-        energies = nodes[..., self.tree.root]
-        done = energies.cumsum(1)
-        total = done[:, -1:].clamp(min=1e-6)
-        depth = torch.arange(self.layers) / 20
-        middle = (energies * depth).cumsum(1)[:, -1:] / total
-        facts = [
-            (done - energies) / total,
-            compress(total - done),
-            depth - middle,
-            middle.expand_as(done),
-            compress(total).expand_as(done),
-        ]
         condition = condition[:, None].expand(-1, self.layers, -1)
-        return torch.cat([condition, torch.stack(facts, -1)], -1)
+        return torch.cat([condition, longitudinal(nodes[..., self.tree.root])], -1)
 
     def standardise(self, nodes: Tensor, condition: Tensor) -> None:
         """Take the spread of the networks' inputs from showers."""
@@ -228,6 +215,23 @@ class Pattern(nn.Module):
         """(3, 2) the parts of a split, the wedges within them, the wedges with them."""
         nodes = [split.a, split.b]
         return [nodes, *([self.tree.wedge(split.ring - k, n) for n in nodes] for k in (1, 0))]
+
+
+def longitudinal(energies: Tensor) -> Tensor:
+    """Where layers are in their shower, (B, L, LONGITUDINAL), of layer energies (B, L) in MeV."""
+    # running sums add up in one order, whatever the batch; sums do not
+    done = energies.cumsum(1)
+    total = done[:, -1:].clamp(min=1e-6)
+    depth = torch.arange(energies.shape[1]) / 20
+    middle = (energies * depth).cumsum(1)[:, -1:] / total
+    facts = [
+        (done - energies) / total,
+        compress(total - done),
+        depth - middle,
+        middle.expand_as(done),
+        compress(total).expand_as(done),
+    ]
+    return torch.stack(facts, -1)
 
 
 class SplitLaw(nn.Module):
