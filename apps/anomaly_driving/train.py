@@ -26,6 +26,7 @@ from apps.anomaly_driving.negatives.generators import (
     make_mixer,
     make_source,
 )
+from apps.anomaly_driving.negatives.sources import Source
 from apps.anomaly_driving.segmenter import read_weights
 from apps.anomaly_driving.shared import SEEN, digests, must_not_share
 from core.cards import write_card
@@ -34,6 +35,8 @@ from core.report import command_line, hardware
 from core.training import Batches, fit
 
 Say = Callable[[object], None]
+TEACHERS = ("keep", "hold")
+"""Terms of the loss that ask another model."""
 
 
 def train(
@@ -80,20 +83,15 @@ def train(
     torch.manual_seed(seed)
     model = initial_model(frames, config, start, weights)
     say(f"{config.segmenter.arch}, {config.segmenter.encoder}: {_size(model):,} parameters")
+    # before a generator is trained for minutes
+    teachers = {term: teacher(term, config.loss, start, model) for term in TEACHERS}
     work = output / "training"
     kept = kept_generator(start, config.negatives, seed) if start is not None else None
     where = (config.negatives, frames, work / "generator")
     source, generator = kept or make_source(
         *where, seed=seed, resume=resume, device=device, say=say
     )
-    mixer = make_mixer(config.negatives, source, len(frames.classes), frames.void)
-    exposure = Exposure(
-        *(model, mixer, config.loss, config.augment),
-        class_weights=class_weights(frames, config.loss.class_power),
-        bfloat16=config.fit.precision == "bf16-mixed",
-        start=teacher("keep", config.loss, start, model),
-        held=teacher("hold", config.loss, start, model),
-    )
+    exposure = exposed(model, frames, source, config, teachers)
     fitted = fit(
         exposure,
         make_batches(frames, config.augment, config.fit.batch_size),
@@ -118,6 +116,24 @@ def train(
     _tidy(output, card)
     say(f"{output}: model {saved.fingerprint}, {fitted.steps} steps")
     return model
+
+
+def exposed(
+    model: AnomalyModel,
+    frames: Frames,
+    source: Source | None,
+    config: Config,
+    teachers: Mapping[str, AnomalyModel | None],
+) -> Exposure:
+    """What is trained: the model, the negatives that it meets, and the loss."""
+    mixer = make_mixer(config.negatives, source, len(frames.classes), frames.void)
+    return Exposure(
+        *(model, mixer, config.loss, config.augment),
+        class_weights=class_weights(frames, config.loss.class_power),
+        bfloat16=config.fit.precision == "bf16-mixed",
+        start=teachers["keep"],
+        held=teachers["hold"],
+    )
 
 
 def _tidy(output: Path, card: Mapping[str, Any]) -> None:
@@ -200,7 +216,7 @@ def initial_model(
 
 def refuse_keeping_nothing(config: Config, start: Path | None) -> None:
     """One clear error where answers or densities are to be kept of no model."""
-    for term in ("keep", "hold"):
+    for term in TEACHERS:
         if getattr(config.loss, term) and (start or getattr(config.loss, f"{term}_of")) is None:
             raise AleatorError(f"loss.{term} needs a model to go on from: --start MODEL")
 
