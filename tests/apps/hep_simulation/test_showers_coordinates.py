@@ -9,6 +9,8 @@ from scipy import stats
 from apps.hep_simulation import splits
 from apps.hep_simulation.coordinates import Coordinates
 from apps.hep_simulation.fields import joint
+from apps.hep_simulation.pattern import longitudinal
+from apps.hep_simulation.profile import compress
 from apps.hep_simulation.scores import FARTHEST, from_normal, to_normal
 from apps.hep_simulation.tree import Tree
 from apps.hep_simulation.turn import Turn, time
@@ -262,3 +264,13 @@ def test_a_pupil_begins_at_one_step_of_its_teacher_and_gets_beyond_it():
     assert (first - one).square().mean() < 0.3 * far
     near = (drawn(_fitted(pupil, 250), 1) - many).square().mean()
     assert near < 0.5 * far
+
+
+def test_what_a_layer_is_told_of_its_shower():
+    """Two layers of 3 and 1 MeV: shares before, what is to come, places, the total."""
+    first, second = longitudinal(torch.tensor([[3.0, 1.0]], dtype=torch.float64))[0]
+    middle = 0.05 / 4
+    told = [0, compress(torch.tensor(1.0)), -middle, middle, compress(torch.tensor(4.0))]
+    assert first.tolist() == pytest.approx([float(v) for v in told])
+    told = [0.75, 0, 0.05 - middle, middle, compress(torch.tensor(4.0))]
+    assert second.tolist() == pytest.approx([float(v) for v in told])
