@@ -1,14 +1,16 @@
 """Does training on simulated anomalies help? One network, equal steps, every kind of negatives.
 
     python benchmarks/driving.py DATA [--models FOLDER] [--rows none,flow,...] [--sets NAME,...]
-                                 [--steps 120] [--seeds 0] [--train-only] [--out FOLDER]
+                                 [--steps 120] [--light] [--seeds 0] [--train-only]
+                                 [--name driving] [--out FOLDER]
 
 DATA holds `camvid/`, `static_val/`, `road_anomaly21_val/`, `road_obstacle21_val/`,
 `fishyscapes_static_val/` and `coco_cutouts/` (docs/driving.md says where they come from). A base
 model is trained from scratch on camvid/train without negatives (recipes/driving.json); every row
 then goes on from it for the same number of steps, the row without negatives, too. Whatever is in
 FOLDER already is not made again: a run that was stopped goes on where it was. Everything but the
-training uses the sets for nothing but scoring.
+training uses the sets for nothing but scoring. With --light all rows have the loss that `light`
+alone has otherwise; their FOLDER should be one of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ SETS = {
     "fs_static": "fishyscapes_static_val",
 }
 LIGHT = {"uniform": 0.1, "d_out": 0.25}
-"""Loss of the row `light`: a fifth and a half of the usual weights, to spare the classes."""
+"""A lighter loss: a fifth and a half of the usual weights, to spare the classes."""
 SEAM = ("max_logit", "jsd", "d_out")
 VAL_ROWS, VAL_EVERY = 240, 3
 """Height at which, and which of the frames on which, the known classes are judged."""
@@ -60,17 +62,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated; default: all")
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated; default: all")
     parser.add_argument("--steps", type=int, default=120, help="of every row, after the base")
+    parser.add_argument("--light", action="store_true", help="the lighter loss for all rows")
     parser.add_argument("--seeds", default="0", help="comma-separated, of every row")
     parser.add_argument("--longer-side", type=int, default=None, help="pixels that are scored")
     parser.add_argument("--train-only", action="store_true")
     parser.add_argument("--as-is", action="store_true", help="tables of what is there already")
+    parser.add_argument("--name", default="driving", help="of the tables")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
     rows = {name: ROWS[name] for name in options.rows.split(",")}
     seeds = [int(seed) for seed in options.seeds.split(",")]
     for seed in [] if options.as_is else seeds:
         for name in rows:
-            train_row(name, seed, options.data, options.models, options.steps)
+            train_row(name, seed, options.data, options.models, options.steps, options.light)
     if options.train_only:
         return
     models = [
@@ -87,13 +91,16 @@ def main(arguments: list[str] | None = None) -> None:
             if not options.as_is or counts_file(row, seed, SETS[name], options).exists()
         }
         tables += set_tables(SETS[name], rows, found)
-    results = write_results(options.out / "driving.json", tables)
-    write_text(options.out / "driving.md", report(results, "Simulated anomalies: does it help?"))
+    results = write_results(options.out / f"{options.name}.json", tables)
+    text = report(results, "Simulated anomalies: does it help?")
+    write_text(options.out / f"{options.name}.md", text)
     for table in tables:
         table.print()
 
 
-def train_row(name: str, seed: int, data: Path, models: Path, steps: int) -> Path:
+def train_row(
+    name: str, seed: int, data: Path, models: Path, steps: int, light: bool = False
+) -> Path:
     """The model of a row, trained if it is not there."""
     base, folder = models / "base", model_folder(models, name, seed, steps)
     if not (base / "model.json").exists():
@@ -101,14 +108,14 @@ def train_row(name: str, seed: int, data: Path, models: Path, steps: int) -> Pat
         train(data / "camvid" / "train", base, config, resume=True, say=say)
     if not (folder / "model.json").exists():
         say(f"{ROWS[name]}, seed {seed}, {steps} steps")
-        config = row_config(name, data, models, steps)
+        config = row_config(name, data, models, steps, light)
         train(
             data / "camvid" / "train", folder, config, seed=seed, start=base, resume=True, say=say
         )
     return folder
 
 
-def row_config(name: str, data: Path, models: Path, steps: int) -> Config:
+def row_config(name: str, data: Path, models: Path, steps: int, light: bool = False) -> Config:
     """The recipe of a row: everything but the negatives is the same in all but `light`."""
     negatives: dict[str, Any] = {"kind": "diffusion" if name == "light" else name}
     if name == "textures":
@@ -120,7 +127,7 @@ def row_config(name: str, data: Path, models: Path, steps: int) -> Config:
         HERE / "recipes" / "driving.json",
         recipe,
         {"negatives": negatives, "fit": {"steps": steps}},
-        {"loss": LIGHT} if name == "light" else {},
+        {"loss": LIGHT} if light or name == "light" else {},
     )
 
 
@@ -205,7 +212,8 @@ def closed_table(
     title = (
         f"camvid/val, every {VAL_EVERY}rd frame at {VAL_ROWS} rows: known classes, and "
         f"known parts pasted as negatives are (0.5: not noticed); "
-        f"{options.steps} steps after the base; means over the seeds"
+        f"{options.steps} steps after the base{', lighter loss' if options.light else ''}; "
+        f"means over the seeds"
     )
     formats = {"miou": ".1f", **dict.fromkeys([f"seam_{score}" for score in SEAM], ".2f")}
     return Table(lines, columns, formats, {}, title)

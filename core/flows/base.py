@@ -1,6 +1,6 @@
 r"""Normalizing flows: ln p(x) = ln N(f(x); 0, I) + ln|det ∂f/∂x|, with f from data to noise.
 
-The noise may be a mixture of Gaussians instead, see `core.flows.mixture`.
+The noise may be a mixture of Gaussians instead, see `core.mixture`.
 
 Training minimises the negative log-likelihood per dimension. Where the determinant is estimated,
 `log_prob` says "unbiased" and gives its standard error. Where the data are integers in
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from core.errors import AleatorError
-from core.flows.mixture import MixtureNoise
+from core.mixture import Mixture
 from core.model import (
     Context,
     Density,
@@ -97,7 +97,7 @@ class Flow(GenerativeModel):
         self.dims = math.prod(event_shape)
         if not isinstance(components, int) or components < 0:
             raise AleatorError(f"components={components!r}: a whole number >= 0 is needed")
-        self.noise = MixtureNoise(self.dims, components) if components else None
+        self.noise = Mixture(self.dims, components) if components else None
 
     def fit_noise(
         self,

@@ -6,6 +6,11 @@ r"""The variational autoencoder, conditional, on any likelihood.
 dimension that many nats for nothing (Kingma et al. 2016, arXiv:1606.04934); warm-up raises β
 from zero over the first steps (Sønderby et al. 2016, arXiv:1602.02282). Whatever was trained,
 `log_prob` is a bound on the evidence: it knows neither β nor free bits.
+
+p(z) is standard normal, or a mixture of Gaussians that is learned with the rest. Where data have
+clusters, a posterior under N(0, 1) is wider than it need be, and the latents of all data together
+are wider still: what is drawn from them has the noise of the data twice (Hoffman and Johnson 2016;
+Tomczak and Welling 2018, arXiv:1705.07120).
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from torch.distributions import Independent, Normal
 
 from core.distributions import Law
 from core.errors import AleatorError
+from core.mixture import Mixture
 from core.model import Context, Density, Loss
 from core.random import Generators, rand, randn
 from core.vae.base import (
@@ -34,7 +40,7 @@ from core.vae.likelihoods import Likelihood
 
 
 class VAE(LatentModel):
-    """A VAE with a standard normal prior and a diagonal Gaussian posterior."""
+    """A VAE with a standard normal or mixture prior and a diagonal Gaussian posterior."""
 
     def __init__(
         self,
@@ -48,6 +54,7 @@ class VAE(LatentModel):
         beta: float = 1.0,
         free_bits: float = 0.0,
         warmup: int = 0,
+        components: int = 0,
     ) -> None:
         """Assemble.
 
@@ -62,18 +69,28 @@ class VAE(LatentModel):
             beta: weight of the KL divergence in the loss.
             free_bits: nats for each latent dimension below which its KL is not reduced further.
             warmup: training steps over which β rises linearly from 0.
+            components: Gaussians of a prior that is learned; 0 for the standard normal.
 
         Raises:
             AleatorError: an option out of range, an unknown likelihood or network.
         """
         super().__init__(event_shape, context_shape, likelihood)
-        if latent_dim < 1 or beta < 0 or free_bits < 0 or warmup < 0:
+        if latent_dim < 1 or beta < 0 or free_bits < 0 or warmup < 0 or components < 0:
             raise AleatorError(
                 f"vae: latent_dim={latent_dim}, beta={beta}, free_bits={free_bits}, "
-                f"warmup={warmup}; a positive dimension and no negative weights are needed"
+                f"warmup={warmup}, components={components}; a positive dimension and no negative "
+                "weights are needed"
+            )
+        if components and free_bits:
+            raise AleatorError(
+                "vae: free_bits are of single dimensions, and a mixture has one divergence for "
+                "all of them: leave out free_bits or components"
             )
         self.latent_dim, self.beta = latent_dim, beta
         self.free_bits, self.warmup = free_bits, warmup
+        self.prior = Mixture(latent_dim, components) if components else None
+        if self.prior is not None:
+            self.prior.scatter()
         e = self.event_shape
         self.encoder = make_net(encoder, e, (2 * latent_dim,))
         self.decoder = make_net(decoder, (latent_dim,), (self.likelihood.outputs * e[0], *e[1:]))
@@ -96,12 +113,15 @@ class VAE(LatentModel):
 
     @property
     def latent_sizes(self) -> tuple[int, ...]:
-        """(D,)."""
-        return (self.latent_dim,)
+        """(D,), and for a mixture (D, 1): one number more chooses the component."""
+        return (self.latent_dim,) if self.prior is None else (self.latent_dim, 1)
 
     def generate(self, context: Context, noise: Sequence[Tensor]) -> Law:
-        """`decode` of standard normal noise (N, D): the only latent."""
-        return self.decode(noise[0], context)
+        """`decode` of standard normal noise (N, D), or of draws of the mixture made of it."""
+        z = noise[0]
+        if self.prior is not None:
+            z = self.prior.place(torch.special.ndtr(noise[1][:, 0]), z)
+        return self.decode(z, context)
 
     def loss(
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
@@ -113,16 +133,28 @@ class VAE(LatentModel):
         self.check(x, context)
         context = self.with_library(context, x)
         q = self.posterior_law(x, context)
-        eps = randn(q.mean.shape, generator, device=x.device, dtype=q.mean.dtype)
-        law = self.decode(q.mean + q.stddev * eps, context)
-        reconstruction = -sum_event(law.log_prob(x))
-        kl = kl_to_standard_normal(q)
+        z = self._draws(q, 1, generator)[:, 0]
+        return self.bound(q, z, -sum_event(self.decode(z, context).log_prob(x)))
+
+    def bound(self, q: Independent, z: Tensor, reconstruction: Tensor) -> Loss:
+        """Negative ELBO with weighted KL, of q, its draws z (B, D) and -ln p(x | z) (B,), nats."""
+        if self.prior is None:
+            each = kl_to_standard_normal(q)
+            kl, counted = each.sum(1), free_bits(each, self.free_bits)
+        else:
+            kl = counted = self.divergence(q, z[:, None])
         beta = self.ramp(self.warmup) * self.beta
-        value = reconstruction + beta * free_bits(kl, self.free_bits)
-        terms = {"reconstruction": reconstruction.detach(), "kl": kl.detach().sum(1)}
+        value = reconstruction + beta * counted
+        terms = {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
         terms["elbo"] = -(terms["reconstruction"] + terms["kl"])
         terms["beta"] = torch.full_like(terms["kl"], beta)
         return Loss(value, terms)
+
+    def divergence(self, q: Independent, z: Tensor) -> Tensor:
+        """KL(q ‖ p), (B,) nats: in closed form, or the mean over draws z (B, K, D) of q."""
+        if self.prior is None:
+            return kl_to_standard_normal(q).sum(1)
+        return -self._log_ratio(z, q).mean(1)
 
     @torch.no_grad()
     def elbo(
@@ -133,12 +165,13 @@ class VAE(LatentModel):
         draws: int = 16,
         generator: Generators | None = None,
     ) -> Density:
-        """E_q ln p(x | z) - KL(q ‖ p), the KL in closed form; (B,) nats with standard error."""
+        """E_q ln p(x | z) - KL(q ‖ p), see `divergence`; (B,) nats with standard error."""
         self.check(x, context)
         context = self.with_library(context, x)
         q = self.posterior_law(x, context)
-        log_p = self.log_likelihood(x, self._draws(q, draws, generator), context)
-        value = log_p.mean(1) - kl_to_standard_normal(q).sum(1)
+        z = self._draws(q, draws, generator)
+        log_p = self.log_likelihood(x, z, context)
+        value = log_p.mean(1) - self.divergence(q, z)
         stderr = log_p.std(1) / math.sqrt(draws) if draws > 1 else None
         return Density(value, "lower_bound", stderr)
 
@@ -148,13 +181,22 @@ class VAE(LatentModel):
         context = self.with_library(context, x)
         q = self.posterior_law(x, context)
         z = self._draws(q, draws, generator)
-        return self.log_likelihood(x, z, context) + _log_ratio(z, q)
+        return self.log_likelihood(x, z, context) + self._log_ratio(z, q)
 
     def _draws(self, q: Independent, draws: int, generator: Generators | None) -> Tensor:
         """Latents (B, draws, D) of q."""
         mean, scale = q.mean[:, None], q.stddev[:, None]
         shape = (len(mean), draws, self.latent_dim)
         return mean + scale * randn(shape, generator, device=mean.device, dtype=mean.dtype)
+
+    def _log_ratio(self, z: Tensor, q: Independent) -> Tensor:
+        """Log-ratio ln p(z) - ln q(z) of latents (B, K, D), (B, K)."""
+        eps = (z - q.mean[:, None]) / q.stddev[:, None]
+        spread = q.stddev.log().sum(1)[:, None]
+        if self.prior is None:  # the constants cancel
+            return 0.5 * (eps.square() - z.square()).sum(2) + spread
+        log_p = self.prior.log_prob(z.flatten(0, 1)).reshape(z.shape[:2])
+        return log_p + 0.5 * (eps.square() + math.log(2 * math.pi)).sum(2) + spread
 
     def log_likelihood(self, x: Tensor, z: Tensor, context: Context) -> Tensor:
         """Log-likelihood ln p(x | z) of latents (B, K, D), (B, K)."""
@@ -191,7 +233,7 @@ class VAE(LatentModel):
         draws = math.prod(shape)
         z = self._draws(q, draws * candidates, generator)
         if candidates > 1:
-            log_w = self.log_likelihood(x, z, context) + _log_ratio(z, q)
+            log_w = self.log_likelihood(x, z, context) + self._log_ratio(z, q)
             share = log_w.reshape(len(x), draws, candidates).softmax(2).cumsum(2)
             u = rand((len(x), draws, 1), generator, device=z.device, dtype=z.dtype)
             chosen = (share < u * share[..., -1:]).sum(2, keepdim=True)[..., None]
@@ -211,9 +253,3 @@ def free_bits(kl: Tensor, free: float) -> Tensor:
     if not free:
         return kl.sum(1)
     return torch.where(kl.mean(0) > free, kl, torch.full_like(kl, free)).sum(1)
-
-
-def _log_ratio(z: Tensor, q: Independent) -> Tensor:
-    """Log-ratio ln p(z) - ln q(z) of latents (B, K, D), (B, K); the constants cancel."""
-    eps = (z - q.mean[:, None]) / q.stddev[:, None]
-    return 0.5 * (eps.square() - z.square()).sum(2) + q.stddev.log().sum(1)[:, None]

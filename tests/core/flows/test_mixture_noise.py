@@ -1,13 +1,10 @@
 """Flows whose noise is a mixture of Gaussians, found by expectation-maximisation."""
 
-import math
-
 import pytest
 import torch
 
 from core.errors import AleatorError
 from core.flows import MAF, NSF, RealNVP
-from core.flows.mixture import MixtureNoise
 from core.random import keyed_generator
 
 
@@ -19,47 +16,6 @@ def clusters(count=600):
     turn = torch.tensor([[[1, 0.5], [0, 0.3]], [[0.2, 0], [0, 1]], [[0.4, 0], [0.3, 0.4]]])
     centre = torch.tensor([[-3.0, 0], [3, 1], [0, -3]])
     return torch.einsum("nd,nde->ne", z, turn[which].double()) + centre[which]
-
-
-def fitted(components=3):
-    noise = MixtureNoise(2, components).double()
-    noise.fit(clusters())
-    return noise
-
-
-@pytest.mark.exact
-def test_density_is_that_of_scikit_learn():
-    from sklearn.mixture import GaussianMixture
-
-    z = clusters()
-    peer = GaussianMixture(3, random_state=0, reg_covar=1e-6).fit(z.numpy())
-    expected = torch.as_tensor(peer.score_samples(z.numpy()))
-    torch.testing.assert_close(fitted().log_prob(z), expected, rtol=0, atol=1e-9)
-
-
-@pytest.mark.exact
-@torch.no_grad()
-def test_draws_follow_the_mixture():
-    noise, count = fitted(), 20_000
-    drawn = noise.sample(count, keyed_generator(1))
-    law = torch.distributions.MixtureSameFamily(
-        torch.distributions.Categorical(logits=noise.logits),
-        torch.distributions.MultivariateNormal(
-            noise.mean, precision_matrix=noise._factors() @ noise._factors().mT
-        ),
-    )
-    torch.testing.assert_close(noise.log_prob(drawn), law.log_prob(drawn), rtol=0, atol=1e-9)
-    axis = torch.linspace(-8, 8, 321, dtype=torch.float64)
-    x = torch.cartesian_prod(axis, axis)
-    mass = noise.log_prob(x).exp() * (axis[1] - axis[0]) ** 2
-    assert abs(mass.sum() - 1) < 1e-6
-    mean = (mass[:, None] * x).sum(0)
-    covariance = torch.einsum("n,ni,nj->ij", mass, x - mean, x - mean)
-    within = 5 * math.sqrt(covariance.diagonal().max() / count)
-    torch.testing.assert_close(drawn.mean(0), mean, rtol=0, atol=within)
-    torch.testing.assert_close(drawn.T.cov(), covariance, rtol=0, atol=4 * within)
-    left = mass[x[:, 0] < -1.5].sum()
-    assert abs((drawn[:, 0] < -1.5).double().mean() - left) < 5 * 0.5 / math.sqrt(count)
 
 
 @pytest.mark.exact
@@ -85,14 +41,6 @@ def test_a_flow_at_the_identity_is_the_mixture_and_integrates_when_it_is_not(fam
         torch.testing.assert_close(flow.log_prob(clusters()).value, flow.noise.log_prob(z))
     flow.loss(clusters()).mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in flow.noise.parameters())
-
-
-def test_streams_belong_to_examples():
-    noise = fitted()
-    together = noise.sample(5, [keyed_generator(7, i) for i in range(5)])
-    for i in range(5):
-        alone = noise.sample(1, [keyed_generator(7, i)])
-        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-12)
 
 
 def test_mistakes_are_named():

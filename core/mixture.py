@@ -1,10 +1,12 @@
-r"""A mixture of Gaussians as the law of a flow's noise: ln p(z) = ln Σ_k w_k N(z; m_k, Σ_k).
+r"""A mixture of Gaussians with parameters: ln p(z) = ln Σ_k w_k N(z; m_k, Σ_k).
 
-Clusters have gaps between them; to map them to one Gaussian a flow must stretch the gaps, which
-few rows do not teach it. Here the noise has clusters itself, found by expectation-maximisation in
-the noise of the training rows, and learned on with the rest: a flow near the identity starts as
-the mixture, and goes on from there.
-Reference: Izmailov et al. (2020) arXiv:1912.13025; Dempster et al. (1977).
+As the noise of a flow: clusters have gaps between them; to map them to one Gaussian a flow must
+stretch the gaps, which few rows do not teach it. Here the noise has clusters itself, found by
+expectation-maximisation in the noise of the training rows, and learned on with the rest: a flow
+near the identity starts as the mixture, and goes on from there.
+As the prior of a VAE: it starts at random and is learned with the rest.
+References: Dempster et al. (1977); Izmailov et al. (2020) arXiv:1912.13025 (flows); Jiang et al.
+(2017) arXiv:1611.05148, Tomczak and Welling (2018) arXiv:1705.07120 (VAEs).
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ from torch import Tensor, nn
 from core.errors import AleatorError
 from core.random import Generators, rand, randn
 
+SPREAD = 0.4
+"""Standard deviation of components that start at random; their means have 1."""
 
-class MixtureNoise(nn.Module):
+
+class Mixture(nn.Module):
     """Gaussians with full covariances, Σ_k^{-1} = U_k U_kᵀ with U_k upper triangular."""
 
     ready: Tensor
 
     def __init__(self, dims: int, components: int) -> None:
-        """`dims`: D; `components`: how many, K."""
+        """`dims`: D; `components`: how many, K. `fit` or `scatter` it before use."""
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(components))
         self.mean = nn.Parameter(torch.zeros(components, dims))
@@ -65,6 +70,18 @@ class MixtureNoise(nn.Module):
         self.log_scale.copy_(factor.diagonal(dim1=1, dim2=2).log())
         self.ready.fill_(True)
 
+    @torch.no_grad()
+    def scatter(self) -> None:
+        """Round components about standard normal means (global stream), to be learned from there.
+
+        The mixture then has about the moments of a standard normal.
+        """
+        self.logits.zero_()
+        self.mean.copy_(math.sqrt(1 - SPREAD**2) * torch.randn_like(self.mean))
+        self.upper.zero_()
+        self.log_scale.fill_(-math.log(SPREAD))
+        self.ready.fill_(True)
+
     def _factors(self) -> Tensor:
         return self.upper.triu(1) + torch.diag_embed(self.log_scale.exp())
 
@@ -89,10 +106,18 @@ class MixtureNoise(nn.Module):
         Raises:
             AleatorError: nothing was fitted yet.
         """
-        self._must_be_ready()
         options = {"device": self.mean.device, "dtype": self.mean.dtype}
         luck = rand((count,), generator, **options)  # type: ignore[arg-type]
         e = randn((count, self.mean.shape[1]), generator, **options)  # type: ignore[arg-type]
+        return self.place(luck, e)
+
+    def place(self, luck: Tensor, e: Tensor) -> Tensor:
+        """Draws (B, D) from uniform `luck` (B,), which chooses components, and normal e (B, D).
+
+        Raises:
+            AleatorError: nothing was fitted yet.
+        """
+        self._must_be_ready()
         edges = self.logits.softmax(0).cumsum(0)[:-1]
         which, factors, z = torch.bucketize(luck, edges, right=True), self._factors(), e.clone()
         for k in which.unique().tolist():
@@ -104,4 +129,4 @@ class MixtureNoise(nn.Module):
 
     def _must_be_ready(self) -> None:
         if not self.ready:
-            raise AleatorError("the noise is a mixture that was not fitted: call fit_noise first")
+            raise AleatorError("the mixture was not fitted: call fit_noise first")
