@@ -37,7 +37,7 @@ SETS = (
     *("static_val", "static_shift", "foreign_roads", "foreign_small"),
     *("road_anomaly21_val", "road_obstacle21_val", "fishyscapes_static_val"),
 )
-PLAIN = ("msp", "max_logit", "entropy", "energy", "energy@smooth")
+PLAIN = ("msp", "max_logit", "entropy", "jsd", "energy", "energy@smooth")
 SCORES = (*PLAIN, "d_out", "hybrid")
 VAL_ROWS, VAL_EVERY = 240, 3
 """Height at which, and which of the frames on which, the known classes are judged."""

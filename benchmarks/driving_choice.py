@@ -1,12 +1,13 @@
 """Which weights to bundle: models side by side on parts of the validation sets.
 
-    python benchmarks/driving_choice.py DATA VALIDATION MODEL [MODEL ...] [--add] [--out FOLDER]
+    python benchmarks/driving_choice.py DATA VALIDATION MODEL [MODEL ...] [--scores energy,jsd]
+                                        [--add] [--out FOLDER]
 
 DATA and VALIDATION are those of `driving_bundled.py`. Every model looks at the bundled model's
-scales; the score is energy. Frames are taken in steps that meet all objects: every seventh of
+scales. Frames are taken in steps that meet all objects: every seventh of
 `static_val` and `static_shift`, every second of `foreign_roads`, every third of `foreign_small`.
-With --add, rows of other models that are in the results already stay. The benchmarks themselves
-choose nothing.
+With --add, rows of other models and scores that are in the results already stay. The benchmarks
+themselves choose nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from apps.anomaly_driving.closed import frames_miou
 from apps.anomaly_driving.data import open_data
 from apps.anomaly_driving.frames import Frames, read_frames
 from apps.anomaly_driving.model import CAMVID, AnomalyModel
+from apps.anomaly_driving.scores import parse
 from core.report import Row, Table, read_results, report, write_results, write_text
 
 HERE = Path(__file__).parent
 EVERY = {"static_val": 7, "static_shift": 7, "foreign_roads": 2, "foreign_small": 3}
-SCORE = "energy"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="folder with the data sets")
     parser.add_argument("validation", type=Path, help="what driving_shift.py wrote")
     parser.add_argument("models", type=Path, nargs="+", help="model folders")
+    parser.add_argument("--scores", default="energy", help="comma-separated")
     parser.add_argument("--add", action="store_true", help="to the results that are there")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
@@ -45,38 +47,46 @@ def main(arguments: list[str] | None = None) -> None:
         for name in EVERY
     ]
     kept = options.out / "driving_choice.json"
-    lines = earlier(kept, options.models) if options.add else []
+    scores = parse(options.scores)
+    lines = earlier(kept, options.models, scores) if options.add else []
     for model in options.models:
-        lines.append(line(model, folders, known.every(VAL_EVERY)))
+        lines += model_lines(model, scores, folders, known.every(VAL_EVERY))
         table = table_of(lines)
         results = write_results(kept, [table])
         write_text(kept.with_suffix(".md"), report(results, "Which weights to bundle"))
     table.print()
 
 
-def earlier(path: Path, models: Sequence[Path]) -> list[Row]:
-    """Rows of other models that an earlier run wrote; none if there are none."""
+def earlier(path: Path, models: Sequence[Path], scores: Sequence[str]) -> list[Row]:
+    """Rows of other models and scores that an earlier run wrote; none if there are none."""
     if not path.exists():
         return []
-    names = {model.name for model in models}
-    return [
-        row for table in read_results(path)[1] for row in table.rows if row["model"] not in names
-    ]
+    again = {(model.name, score) for model in models for score in scores}
+    tables = read_results(path)[1]  # rows without a score are from when it was energy for all
+    rows = [{"score": "energy", **row} for table in tables for row in table.rows]
+    return [row for row in rows if (row["model"], row["score"]) not in again]
 
 
-def line(path: Path, folders: list[Path], known: Frames) -> Row:
-    """One model: closed mIoU, and AP / FPR95 in % on each set, and their means."""
+def model_lines(
+    path: Path, scores: Sequence[str], folders: list[Path], known: Frames
+) -> list[Row]:
+    """One model: closed mIoU, and AP / FPR95 in % of each score on each set, and their means."""
     network = at_bundled_scales(path)
     assert isinstance(network.model, AnomalyModel)
-    found: Row = {"model": path.name, "miou": 100 * (frames_miou(network.model, known) or 0.0)}
-    pairs = []
+    miou = 100 * (frames_miou(network.model, known) or 0.0)
+    lines: list[Row] = [{"model": path.name, "score": score, "miou": miou} for score in scores]
+    pairs: list[list[tuple[float, float]]] = [[] for _ in scores]
     for folder in folders:
         data = open_data(folder).labelled()
         part = dataclasses.replace(data, frames=data.frames[:: EVERY[folder.name]])
-        metrics = tallied(network, part, (SCORE,))[SCORE][0].curve().metrics()
-        pairs.append((100 * metrics["ap"], 100 * metrics["fpr95"]))
-        found[folder.name] = pair(*pairs[-1])
-    return found | {"mean": pair(*(mean(values) for values in zip(*pairs, strict=True)))}
+        found = tallied(network, part, tuple(scores))
+        for row, own in zip(lines, pairs, strict=True):
+            metrics = found[str(row["score"])][0].curve().metrics()
+            own.append((100 * metrics["ap"], 100 * metrics["fpr95"]))
+            row[folder.name] = pair(*own[-1])
+    for row, own in zip(lines, pairs, strict=True):
+        row["mean"] = pair(*(mean(values) for values in zip(*own, strict=True)))
+    return lines
 
 
 def pair(ap: float, fpr95: float) -> str:
@@ -84,9 +94,10 @@ def pair(ap: float, fpr95: float) -> str:
 
 
 def table_of(lines: list[Row]) -> Table:
-    heads = {"model": "model", "miou": "closed mIoU, %", **{name: name for name in EVERY}}
-    title = f"{SCORE}, AP / FPR95 in %, on parts of the validation sets"
-    return Table(lines, heads | {"mean": "mean"}, {"miou": ".1f"}, {}, title)
+    heads = {"model": "model", "score": "score", "miou": "closed mIoU, %"}
+    heads |= {name: name for name in EVERY} | {"mean": "mean"}
+    title = "AP / FPR95 in %, on parts of the validation sets"
+    return Table(lines, heads, {"miou": ".1f"}, {}, title)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def test_models_are_compared_on_frames_of_every_object(bench, tmp_path):
     for name in ("static_val", "static_shift"):
         seen = {number % objects for number in numbers[:: module.EVERY[name]]}
         assert seen == set(range(objects))
-    rows = [{"model": "a", "miou": 41.43, "mean": module.pair(32.84, 56.28)}]
+    rows = [{"model": "a", "score": "jsd", "miou": 41.43, "mean": module.pair(32.84, 56.28)}]
     text = module.table_of(rows).markdown()
     assert "41.4" in text
     assert "32.8 / 56.3" in text
@@ -125,7 +125,15 @@ def test_models_are_compared_on_frames_of_every_object(bench, tmp_path):
 def test_a_choice_may_be_added_to(bench, tmp_path):
     module = bench("driving_choice")
     path = tmp_path / "driving_choice.json"
-    assert module.earlier(path, [Path("b")]) == []
-    rows = [{"model": name, "miou": miou} for name, miou in (("a", 41.4), ("b", 40.0))]
+    assert module.earlier(path, [Path("b")], ["energy"]) == []
+    rows = [
+        {"model": name, "score": score, "miou": 41.4}
+        for name, score in (("a", "energy"), ("b", "energy"), ("b", "jsd"))
+    ]
     write_results(path, [module.table_of(rows)])
-    assert module.earlier(path, [Path("models/b"), Path("c")]) == rows[:1]
+    kept = module.earlier(path, [Path("models/b"), Path("c")], ["jsd", "msp"])
+    assert kept == rows[:2]
+    old = [{"model": "a", "miou": 41.4}]  # before a score could be chosen
+    write_results(path, [module.table_of(old)])
+    assert module.earlier(path, [Path("b")], ["jsd"]) == [{**old[0], "score": "energy"}]
+    assert module.earlier(path, [Path("a")], ["energy"]) == []
