@@ -156,17 +156,17 @@ def _block(
     mean, second = torch.zeros_like(x), torch.zeros_like(x)
     log_p = x.new_zeros(len(x))
     noise = torch.stack([torch.randn(draws, model.latent_dim, generator=g) for g in streams], 1)
-    seen = None
-    for k in range(draws):
-        law = model.decode(q.mean + q.stddev * noise[k], context)
+    drawn, seen = q.mean + q.stddev * noise, None
+    for z in drawn:
+        law = model.decode(z, context)
         seen = seen or Seen.of(x, law)
         log_p += law.bound(seen) / draws
-        laws = [model.decode(q.mean + q.stddev * noise[k], other) for other in others]
+        laws = [model.decode(z, other) for other in others]
         parts = [_prior(other) for other in laws] if laws else [law.posterior(x)]
         for m, v in parts:
             mean += m / (draws * len(parts))
             second += (v + m.square()) / (draws * len(parts))
-    kl = 0.5 * (q.mean.square() + q.variance - 1 - q.variance.log()).sum(1)
+    kl = model.divergence(q, drawn.transpose(0, 1))
     variance = (second - mean.square()).clamp_(min=0)
     between = mean
     if law.log_dispersion is not None:

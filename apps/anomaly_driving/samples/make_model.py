@@ -18,10 +18,14 @@ from core.checkpoint import load_checkpoint
 OUT = Path(__file__).parent / "camvid_model"
 COMMANDS = """python benchmarks/driving.py DATA --models MODELS --rows diffusion --train-only
 train="python -m pipelines.driving train DATA/camvid/train" recipes=benchmarks/recipes
-$train -o MODELS/longer --start MODELS/diffusion_120_0 --config $recipes/driving_longer.json
-$train -o MODELS/mixed --start MODELS/longer --config $recipes/driving_bundled.json
-python -m apps.anomaly_driving.average MODELS/mean MODELS/longer MODELS/mixed
-python -m apps.anomaly_driving.samples.make_model MODELS/mean --data DATA --score {score} \\
+average="python -m apps.anomaly_driving.average"
+$train -o MODELS/base1000 --config $recipes/driving.json --set fit.stop_at=0
+$average MODELS/start MODELS/diffusion_120_0 MODELS/base1000 --weights 0,1  # for the generator
+$train -o MODELS/whole --start MODELS/start --config $recipes/driving_whole.json
+$train -o MODELS/wide --start MODELS/whole --config $recipes/driving_wide.json
+$train -o MODELS/sharp --start MODELS/whole --config $recipes/driving_sharp.json
+$average MODELS/both MODELS/wide MODELS/sharp
+python -m apps.anomaly_driving.samples.make_model MODELS/both --data DATA --score {score} \\
     --scales {scales}"""
 DATA = (
     "CamVid (Brostow, Fauqueur, Cipolla 2009), 367 training frames of 480x360; research data "
@@ -30,8 +34,8 @@ DATA = (
     "was used in training."
 )
 STEPS = (
-    "400 without negatives, 120 and 600 with diffusion samples, 400 with textures among them; "
-    "the mean of the last two models"
+    "1000 without negatives, 4000 with diffusion samples and textures, then 1000 and 800 of two "
+    "kinds; the mean of the last two models"
 )
 
 
