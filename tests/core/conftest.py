@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.denoiser import Posterior
 from core.paths import Path, path_from_config
+from core.random import keyed_generator
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,15 @@ def mixture_3d() -> GaussianMixture:
 @pytest.fixture(params=["vp", "cosine", "edm", "rectified"])
 def path(request) -> Path:
     return path_from_config(request.param)
+
+
+@pytest.fixture
+def clusters() -> Tensor:
+    """Points (600, 2) of three clusters of different shapes, in the plane, float64."""
+    count = 600
+    generator = keyed_generator(0)
+    z = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    which = torch.arange(count) % 3
+    turn = torch.tensor([[[1, 0.5], [0, 0.3]], [[0.2, 0], [0, 1]], [[0.4, 0], [0.3, 0.4]]])
+    centre = torch.tensor([[-3.0, 0], [3, 1], [0, -3]])
+    return torch.einsum("nd,nde->ne", z, turn[which].double()) + centre[which]

@@ -10,36 +10,26 @@ from core.mixture import SPREAD, Mixture
 from core.random import keyed_generator
 
 
-def clusters(count=600):
-    """Three of different shapes, in the plane."""
-    generator = keyed_generator(0)
-    z = torch.randn(count, 2, generator=generator, dtype=torch.float64)
-    which = torch.arange(count) % 3
-    turn = torch.tensor([[[1, 0.5], [0, 0.3]], [[0.2, 0], [0, 1]], [[0.4, 0], [0.3, 0.4]]])
-    centre = torch.tensor([[-3.0, 0], [3, 1], [0, -3]])
-    return torch.einsum("nd,nde->ne", z, turn[which].double()) + centre[which]
-
-
-def fitted(components=3):
+def fitted(clusters, components=3):
     noise = Mixture(2, components).double()
-    noise.fit(clusters())
+    noise.fit(clusters)
     return noise
 
 
 @pytest.mark.exact
-def test_density_is_that_of_scikit_learn():
+def test_density_is_that_of_scikit_learn(clusters):
     from sklearn.mixture import GaussianMixture
 
-    z = clusters()
+    z = clusters
     peer = GaussianMixture(3, random_state=0, reg_covar=1e-6).fit(z.numpy())
     expected = torch.as_tensor(peer.score_samples(z.numpy()))
-    torch.testing.assert_close(fitted().log_prob(z), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(fitted(clusters).log_prob(z), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.exact
 @torch.no_grad()
-def test_draws_follow_the_mixture():
-    noise, count = fitted(), 20_000
+def test_draws_follow_the_mixture(clusters):
+    noise, count = fitted(clusters), 20_000
     drawn = noise.sample(count, keyed_generator(1))
     law = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(logits=noise.logits),
@@ -61,8 +51,8 @@ def test_draws_follow_the_mixture():
     assert abs((drawn[:, 0] < -1.5).double().mean() - left) < 5 * 0.5 / math.sqrt(count)
 
 
-def test_streams_belong_to_examples():
-    noise = fitted()
+def test_streams_belong_to_examples(clusters):
+    noise = fitted(clusters)
     together = noise.sample(5, [keyed_generator(7, i) for i in range(5)])
     for i in range(5):
         alone = noise.sample(1, [keyed_generator(7, i)])
@@ -83,7 +73,7 @@ def test_scattered_components_have_about_the_moments_of_a_standard_normal():
     torch.testing.assert_close(noise.log_prob(z), expected)
 
 
-def test_nothing_is_known_of_a_mixture_that_was_not_fitted():
+def test_nothing_is_known_of_a_mixture_that_was_not_fitted(clusters):
     for ask in (lambda m: m.log_prob(torch.zeros(1, 2)), lambda m: m.sample(3)):
         with pytest.raises(AleatorError, match="the mixture was not fitted"):
             ask(Mixture(2, 3))

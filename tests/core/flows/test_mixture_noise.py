@@ -5,22 +5,11 @@ import torch
 
 from core.errors import AleatorError
 from core.flows import MAF, NSF, RealNVP
-from core.random import keyed_generator
-
-
-def clusters(count=600):
-    """Three of different shapes, in the plane."""
-    generator = keyed_generator(0)
-    z = torch.randn(count, 2, generator=generator, dtype=torch.float64)
-    which = torch.arange(count) % 3
-    turn = torch.tensor([[[1, 0.5], [0, 0.3]], [[0.2, 0], [0, 1]], [[0.4, 0], [0.3, 0.4]]])
-    centre = torch.tensor([[-3.0, 0], [3, 1], [0, -3]])
-    return torch.einsum("nd,nde->ne", z, turn[which].double()) + centre[which]
 
 
 @pytest.mark.exact
 @pytest.mark.parametrize("family", [MAF, NSF, RealNVP])
-def test_a_flow_at_the_identity_is_the_mixture_and_integrates_when_it_is_not(family):
+def test_a_flow_at_the_identity_is_the_mixture_and_integrates_when_it_is_not(family, clusters):
     torch.manual_seed(0)
     flow = family((2,), layers=2, hidden=(8,), linear=True, components=3).double()
     generator = torch.Generator().manual_seed(4)
@@ -28,7 +17,7 @@ def test_a_flow_at_the_identity_is_the_mixture_and_integrates_when_it_is_not(fam
         for parameter in flow.transform.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.add_(0.2 * noise)
-    flow.fit_noise(clusters())
+    flow.fit_noise(clusters)
     axis = torch.linspace(-9, 9, 451, dtype=torch.float64)
     x = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
@@ -36,10 +25,10 @@ def test_a_flow_at_the_identity_is_the_mixture_and_integrates_when_it_is_not(fam
         assert abs(total - 1) < 2e-4
         for parameter in flow.transform.parameters():
             parameter.zero_()  # the linear layer becomes a permutation of scale 1
-        flow.fit_noise(clusters())
-        z = flow.encode(clusters())
-        torch.testing.assert_close(flow.log_prob(clusters()).value, flow.noise.log_prob(z))
-    flow.loss(clusters()).mean().backward()
+        flow.fit_noise(clusters)
+        z = flow.encode(clusters)
+        torch.testing.assert_close(flow.log_prob(clusters).value, flow.noise.log_prob(z))
+    flow.loss(clusters).mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in flow.noise.parameters())
 
 
