@@ -45,6 +45,8 @@ def test_the_bound_goes_to_the_evidence_under_a_mixture(correlated):
     assert found.stderr.median() < 0.02
     elbo = model.elbo(x, draws=20_000, generator=keyed_generator(2))
     assert (elbo.value < exact.log_prob(x) + 4 * elbo.stderr).all()
+    weights = model.log_weights(x, None, 20_000, keyed_generator(2))
+    torch.testing.assert_close(elbo.value, weights.mean(1))
 
 
 @pytest.mark.exact
