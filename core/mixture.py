@@ -130,3 +130,14 @@ class Mixture(nn.Module):
     def _must_be_ready(self) -> None:
         if not self.ready:
             raise AleatorError("the mixture was not fitted: call fit_noise first")
+
+
+def mixture_or_none(dims: int, components: int) -> Mixture | None:
+    """A mixture of so many components in D dimensions; None, a standard normal, for 0.
+
+    Raises:
+        AleatorError: not a whole number, or a negative one.
+    """
+    if not isinstance(components, int) or components < 0:
+        raise AleatorError(f"components={components!r}: a whole number >= 0 is needed")
+    return Mixture(dims, components) if components else None

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from core.errors import AleatorError
-from core.mixture import Mixture
+from core.mixture import mixture_or_none
 from core.model import (
     Context,
     Density,
@@ -95,9 +95,7 @@ class Flow(GenerativeModel):
         self.conditions = conditions
         self.levels, self.probes = levels, probes
         self.dims = math.prod(event_shape)
-        if not isinstance(components, int) or components < 0:
-            raise AleatorError(f"components={components!r}: a whole number >= 0 is needed")
-        self.noise = Mixture(self.dims, components) if components else None
+        self.noise = mixture_or_none(self.dims, components)
 
     def fit_noise(
         self,

@@ -25,7 +25,7 @@ from torch.distributions import Independent, Normal
 
 from core.distributions import Law
 from core.errors import AleatorError
-from core.mixture import Mixture
+from core.mixture import mixture_or_none
 from core.model import Context, Density, Loss
 from core.random import Generators, rand, randn
 from core.vae.base import (
@@ -75,11 +75,10 @@ class VAE(LatentModel):
             AleatorError: an option out of range, an unknown likelihood or network.
         """
         super().__init__(event_shape, context_shape, likelihood)
-        if latent_dim < 1 or beta < 0 or free_bits < 0 or warmup < 0 or components < 0:
+        if latent_dim < 1 or beta < 0 or free_bits < 0 or warmup < 0:
             raise AleatorError(
                 f"vae: latent_dim={latent_dim}, beta={beta}, free_bits={free_bits}, "
-                f"warmup={warmup}, components={components}; a positive dimension and no negative "
-                "weights are needed"
+                f"warmup={warmup}; a positive dimension and no negative weights are needed"
             )
         if components and free_bits:
             raise AleatorError(
@@ -88,7 +87,7 @@ class VAE(LatentModel):
             )
         self.latent_dim, self.beta = latent_dim, beta
         self.free_bits, self.warmup = free_bits, warmup
-        self.prior = Mixture(latent_dim, components) if components else None
+        self.prior = mixture_or_none(latent_dim, components)
         if self.prior is not None:
             self.prior.scatter()
         e = self.event_shape

@@ -70,6 +70,11 @@ def test_samples_follow_the_evidence(correlated):
     within = 5 * law.variance.max().sqrt() / math.sqrt(count)
     torch.testing.assert_close(x.mean(0), law.mean, rtol=0, atol=within.item())
     fresh = law.sample((count,))
+    u = torch.randn(count, model.noise_dim, generator=keyed_generator(13), dtype=torch.float64)
+    with torch.no_grad():
+        made = model.from_noise(u)
+    torch.testing.assert_close(made.mean(0), law.mean, rtol=0, atol=within.item())
+    torch.testing.assert_close(made.T.cov(), fresh.T.cov(), rtol=0.05, atol=0.05)
     for drawn in (x, fresh):  # a statistic that sees the clusters: the log-density itself
         assert abs(law.log_prob(drawn).mean() - law.log_prob(fresh).mean()) < 0.03
     torch.testing.assert_close(x.T.cov(), fresh.T.cov(), rtol=0.05, atol=0.05)
@@ -134,7 +139,8 @@ def test_a_stored_model_is_the_same(correlated):
 
 
 def test_mistakes_are_named(correlated):
-    with pytest.raises(AleatorError, match="components=-1"):
-        correlated.vae(components=-1)
+    for wrong in (-1, 2.5, "two"):
+        with pytest.raises(AleatorError, match=f"components={wrong!r}: a whole number"):
+            correlated.vae(components=wrong)
     with pytest.raises(AleatorError, match="leave out free_bits or components"):
         correlated.vae(components=2, free_bits=0.1)
