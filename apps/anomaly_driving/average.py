@@ -89,10 +89,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("--weights", help="comma-separated, summing to 1; default: all alike")
+    parser.add_argument(
+        "--weights", type=numbers, help="comma-separated, summing to 1; default: all alike"
+    )
     options = parser.parse_args(arguments)
-    weights = [float(w) for w in options.weights.split(",")] if options.weights else None
-    average(options.output, options.models, weights)
+    try:
+        average(options.output, options.models, options.weights)
+    except AleatorError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def numbers(text: str) -> list[float]:
+    """Of a comma-separated list; argparse tells the user where it is none."""
+    return [float(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

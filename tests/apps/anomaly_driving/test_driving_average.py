@@ -54,3 +54,15 @@ def test_what_has_no_mean_is_refused(folders, tmp_path, names, weights, words):
 def test_nothing_is_overwritten(folders):
     with pytest.raises(AleatorError, match="holds a model"):
         average(folders / "c", [folders / "a", folders / "b"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"), [("a,b", "invalid numbers value"), ("0.3,0.3", "sum to 1")]
+)
+def test_the_command_line_refuses_in_one_line(folders, tmp_path, capsys, weights, words):
+    given = [str(tmp_path / "m"), str(folders / "a"), str(folders / "a"), "--weights", weights]
+    with pytest.raises(SystemExit) as stopped:
+        main(given)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "m").exists()
