@@ -122,6 +122,24 @@ def poisson(rate: Tensor, generator: Generators | None = None) -> Tensor:
     return _draw_law(torch.poisson, rate, generator)
 
 
+def binomial(count: Tensor, share: Tensor, generator: Generators | None = None) -> Tensor:
+    """Draws of Binomial(count, share), of the counts' shape; generators as for `randn`.
+
+    Args:
+        count: whole numbers, floating; zeros cost no draw.
+        share: probabilities, of a shape that expands to it.
+        generator: one, one for each row, or None.
+    """
+
+    def draw(both: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        n, p = both.unbind(-1)
+        some, drawn = n > 0, torch.zeros_like(n)
+        drawn[some] = torch.binomial(n[some], p[some], generator=generator)
+        return drawn
+
+    return _draw_law(draw, torch.stack([count, share.expand_as(count)], -1), generator)
+
+
 def _draw_law(function: object, parameter: Tensor, generator: Generators | None) -> Tensor:
     if generator is None:
         return function(parameter)  # type: ignore[operator]

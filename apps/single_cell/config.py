@@ -9,6 +9,8 @@ from apps.single_cell.likelihood import KINDS, Kind
 from core.errors import AleatorError
 
 Dispersion = Literal["gene", "gene-batch"]
+DROPOUT = 0.1
+"""Share of hidden features left out in training, if nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,13 @@ class Config:
         dispersion: of each "gene", or of each gene in each batch ("gene-batch").
         strength: precision of the normal prior on what a hidden feature does to a gene; what the
             counts of a rare gene cannot show stays near the gene's mean.
-        dropout: share of hidden features left out in training.
+        dropout: share of hidden features left out in training; None for `DROPOUT`, or for none
+            where cells are to be generated.
+        components: Gaussians of a prior of the latents that is learned with the model; None for
+            the standard normal, or for some where cells are to be generated.
+        thinned: train the encoder on a random part of each cell's molecules and the decoder on the
+            others (noise that one part has is not in the other); None where cells are to be
+            generated, and only there.
         steps: optimiser steps; None chooses by the number of cells and stops early.
         batch_size: cells a step.
         learning_rate: at its peak.
@@ -35,7 +43,9 @@ class Config:
     likelihood: Kind | None = None
     dispersion: Dispersion = "gene"
     strength: float | None = None
-    dropout: float = 0.1
+    dropout: float | None = None
+    components: int | None = None
+    thinned: bool | None = None
     steps: int | None = None
     batch_size: int = 128
     learning_rate: float = 6e-3
@@ -54,7 +64,9 @@ class Config:
             raise AleatorError(f"strength={self.strength}: it must not be negative")
         if self.shrinkage is not None and not 0 <= self.shrinkage <= 1:
             raise AleatorError(f"shrinkage={self.shrinkage}: a weight from 0 to 1 is expected")
-        if not 0 <= self.dropout < 1 or self.learning_rate <= 0:
+        if self.components is not None and self.components < 0:
+            raise AleatorError(f"components={self.components}: a whole number >= 0 is needed")
+        if not 0 <= (self.dropout or 0.0) < 1 or self.learning_rate <= 0:
             raise AleatorError(
                 f"dropout={self.dropout}, learning_rate={self.learning_rate}: a share below 1 and "
                 "a positive rate are needed"

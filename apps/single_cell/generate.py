@@ -1,10 +1,11 @@
 r"""New cells that no one measured, and cells as they would be under another condition.
 
-    y = (z, ln n) ~ prior(c),    x ~ the model's own law of counts given z and c, of total n
+    y = (z, ln n) ~ prior(c),    λ ~ scatter around the model's rates given z and c,
+    x ~ Multinomial(n, λ / Σ λ)
 
-A `Generator` is a trained denoiser with a prior over its latents (see `prior`). Cells come with
-the conditions that were asked for in obs, and with their latents in obsm: the same seed and number
-give the same cells, whatever else is generated.
+A `Generator` is a trained denoiser with a prior over its latents (see `prior`) and a law of how
+counts scatter (see `scatter`). Cells come with the conditions that were asked for in obs, and with
+their latents in obsm: the same seed and number give the same cells, whatever else is generated.
 """
 
 from __future__ import annotations
@@ -30,17 +31,20 @@ from apps.single_cell.fitting import default_steps
 from apps.single_cell.likelihood import CellLaw
 from apps.single_cell.model import make_context
 from apps.single_cell.prior import CellPrior, PriorConfig, conditions_of, fit_prior, latents
+from apps.single_cell.scatter import Scatter
 from apps.single_cell.selection import BASE
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 from core.random import gamma, keyed_generator, rand
 
-EPOCHS = 2
-"""A model that is to generate trains so many times as long as one that is to denoise: what types
-few cells have is learned late, and noise that is learned with it matters less."""
+EPOCHS, STRENGTH, COMPONENTS = 2, 30.0, 32
+"""A model that is to generate trains so many times as long as one that is to denoise: what few
+cells have is learned late. It is thinned, so that noise is not learned with it, and its decoder's
+weights need a weaker prior; the prior of its latents is a mixture, because under a standard normal
+one the latents of a type are wider than the type."""
 APP = "single_cell_prior"
-FOLDER = "prior"
-"""Where a model's folder keeps its prior."""
+FOLDER, SCATTER = "prior", "scatter"
+"""Where a model's folder keeps its prior; what the law of rates is called there."""
 BLOCK = 256
 """Cells that are drawn at once."""
 
@@ -49,13 +53,22 @@ def generating(config: Config | None, cells: int) -> Config:
     """Options of a model that is to generate, where they are not given."""
     config = varied(config or Config())
     steps = EPOCHS * default_steps(cells, config.batch_size)
-    rest: dict[str, Any] = {**BASE, "steps": steps}
-    return replace(config, **{k: v for k, v in rest.items() if getattr(config, k) is None})
+    return _filled(config, {**BASE, "strength": STRENGTH, "steps": steps})
 
 
 def varied(config: Config) -> Config:
-    """Without shrinkage, if none is given: best forecasts of cells vary less than cells do."""
-    return config if config.shrinkage is not None else replace(config, shrinkage=1.0)
+    """Of a model whose cells are to vary as real ones do, where nothing else is said.
+
+    Best forecasts of cells vary less than cells: no shrinkage. Features that are left out in
+    training vary more in it than afterwards: no dropout.
+    """
+    rest = {"shrinkage": 1.0, "dropout": 0.0, "thinned": True, "components": COMPONENTS}
+    return _filled(config, rest)
+
+
+def _filled(config: Config, rest: dict[str, Any]) -> Config:
+    """With what is not given."""
+    return replace(config, **{k: v for k, v in rest.items() if getattr(config, k) is None})
 
 
 @dataclass
@@ -65,10 +78,12 @@ class Generator:
     Attributes:
         denoiser: trained.
         prior: of its latents and of libraries.
+        scatter: of rates; the model's own law if None.
     """
 
     denoiser: Denoiser
     prior: CellPrior
+    scatter: Scatter | None = None
 
     @classmethod
     def fit(
@@ -104,10 +119,10 @@ class Generator:
         cells = source if isinstance(source, Cells) else open_cells(source, layer)
         cells = _labelled(cells, like, say).aligned(denoiser.genes)
         conditions = conditions_of(denoiser.covariates, cells.obs, cells.source, like)
+        known = (cells.counts, denoiser.covariates.encode(cells.obs, cells.source))
         prior = fit_prior(
             denoiser.model,
-            cells.counts,
-            denoiser.covariates.encode(cells.obs, cells.source),
+            *known,
             conditions,
             conditions.encode(cells.obs, cells.source),
             config or PriorConfig(),
@@ -115,15 +130,18 @@ class Generator:
             device=device,
             progress=progress,
         )
-        return cls(denoiser, prior)
+        return cls(denoiser, prior, Scatter.fit(denoiser.model, *known, seed))
 
     def save(self, folder: Path | str) -> None:
         """Write the prior into the folder of its model, which must be there already."""
+        own = self.scatter
+        told = {} if own is None else {SCATTER: {"share": own.share, "size": own.size}}
+        tensors = {} if own is None else {SCATTER: own.log_dispersion}
         save_checkpoint(
             Path(folder) / FOLDER,
             app=APP,
-            config={**self.prior.to_dict(), "model": self.denoiser.fingerprint},
-            tensors=self.prior.tensors(),
+            config={**self.prior.to_dict(), "model": self.denoiser.fingerprint, **told},
+            tensors={**self.prior.tensors(), **tensors},
         )
 
     @classmethod
@@ -144,7 +162,9 @@ class Generator:
         state = dict(found.config)
         if state.pop("model") != denoiser.fingerprint:
             raise AleatorError(f"{folder}: its prior belongs to another model; train both again")
-        return cls(denoiser, CellPrior.from_dict(state, found.tensors))
+        told, tensors = state.pop(SCATTER, None), dict(found.tensors)
+        scatter = None if told is None else Scatter(tensors.pop(SCATTER), **told)
+        return cls(denoiser, CellPrior.from_dict(state, tensors), scatter)
 
     def generate(
         self, cells: int, where: Mapping[str, str] | None = None, *, seed: int = 0
@@ -244,7 +264,8 @@ class Generator:
             streams = [keyed_generator(seed, 1, i) for i in range(start, stop)]
             with torch.no_grad():
                 law = self.denoiser.model.decode(z[start:stop], context)
-            blocks.append(sp.csr_matrix(draw_counts(law, streams).numpy()))
+            x = draw_counts(law, streams, self.scatter, context.get("label"))
+            blocks.append(sp.csr_matrix(x.numpy()))
         adata = ad.AnnData(sp.vstack(blocks, format="csr").astype(np.float32), obs=obs.copy())
         adata.var_names = list(self.denoiser.genes)
         adata.obsm[LATENT] = z.numpy().astype(np.float32)
@@ -257,10 +278,15 @@ class Generator:
         return adata
 
 
-def draw_counts(law: CellLaw, streams: Sequence[torch.Generator]) -> Tensor:
+def draw_counts(
+    law: CellLaw,
+    streams: Sequence[torch.Generator],
+    scatter: Scatter | None = None,
+    group: Tensor | None = None,
+) -> Tensor:
     r"""Counts (N, G) whose totals are the libraries.
 
-        λ_g ~ Gamma(θ_g, mean μ_g),   x ~ Multinomial(n, λ / Σ λ)
+        λ_g ~ scatter, or Gamma(θ_g, mean μ_g),   x ~ Multinomial(n, λ / Σ λ)
 
     A negative binomial of each gene by itself would have totals that vary around n, and the prior
     has learned what totals are like: their variance would count twice.
@@ -268,9 +294,13 @@ def draw_counts(law: CellLaw, streams: Sequence[torch.Generator]) -> Tensor:
     Args:
         law: of N cells, whose libraries are whole numbers.
         streams: one for each cell.
+        scatter: of the rates; the law's own if None.
+        group: (N,) batches of the cells, for `scatter`.
     """
     rate = law.rate
-    if law.log_dispersion is not None:
+    if scatter is not None:
+        rate = scatter.rates(law, streams, group)
+    elif law.log_dispersion is not None:
         theta = law.dispersion.expand_as(rate).contiguous()
         rate = gamma(theta, streams) * (rate / theta)
     if law.zero_logits is not None:

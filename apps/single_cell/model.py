@@ -17,16 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apps.single_cell.config import Config
+from apps.single_cell.config import DROPOUT, Config
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Design
 from apps.single_cell.likelihood import CellLaw, CellLikelihood
 from core.model import Context, Loss
-from core.random import Generators
+from core.random import Generators, binomial, rand, randn
 from core.vae import VAE
 
 WARMUP = 200
 """Steps over which the Kullback-Leibler term comes in."""
+SEEN = (0.5, 0.9)
+"""Least and greatest share of a cell's molecules that the encoder sees in thinned training."""
 LEVEL, DISPERSION = 0.1, 0.5
 """Precisions of the priors of gene levels b, V and of ln θ."""
 
@@ -124,7 +126,8 @@ class CellVAE(VAE):
         assert config.latent is not None
         assert config.likelihood is not None
         assert config.strength is not None
-        genes, size = len(profile), (config.latent, config.width, covariates, config.dropout)
+        dropout = DROPOUT if config.dropout is None else config.dropout
+        genes, size = len(profile), (config.latent, config.width, covariates, dropout)
         groups = batches if config.dispersion == "gene-batch" else 1
         likelihood = CellLikelihood(genes, config.likelihood, groups)
         super().__init__(
@@ -135,8 +138,9 @@ class CellVAE(VAE):
             encoder=Encoder(genes, *size),
             decoder=Decoder(profile, *size),
             warmup=WARMUP,
+            components=config.components or 0,
         )
-        self.cells, self.strength = cells, config.strength
+        self.cells, self.strength, self.thinned = cells, config.strength, bool(config.thinned)
 
     def decode(self, z: Tensor, context: Context = None) -> CellLaw:
         """p(x | z, context) of latents (N, D)."""
@@ -147,12 +151,35 @@ class CellVAE(VAE):
     def loss(
         self, x: Tensor, context: Context = None, *, generator: Generators | None = None
     ) -> Loss:
-        """Negative ELBO with the share of the priors that falls to one cell, (B,) nats."""
-        found = super().loss(x, context, generator=generator)
+        """Negative ELBO with the share of the priors that falls to one cell, (B,) nats.
+
+        Thinned training takes cells apart, x = x' + x'', x' ~ Binomial(x, s), s uniform in `SEEN`:
+
+            -1/(1 - s) E_q(z | x') ln p(x'' | z) + KL(q(z | x') ‖ p(z))
+
+        so that z holds what molecules that were not seen have in common with those that were
+        (Batson, Royer and Webber 2019, doi:10.1101/786269, as a training).
+        """
+        if self.thinned and self.training:
+            found = self._thinned_loss(x, context, generator)
+        else:
+            found = super().loss(x, context, generator=generator)
         prior = self.decoder.penalty(self.strength) + self.likelihood.penalty(DISPERSION)
         share = prior / self.cells
         prior_term = {"prior": share.detach().expand(len(x))}
         return Loss(found.value + share, {**found.terms, **prior_term})
+
+    def _thinned_loss(self, x: Tensor, context: Context, generator: Generators | None) -> Loss:
+        self.check(x, context)
+        context = self.with_library(context, x)
+        assert isinstance(context, dict)
+        low, high = SEEN
+        share = low + (high - low) * rand((len(x), 1), generator, device=x.device)
+        seen, one = binomial(x, share, generator), share[:, 0]
+        q = self.posterior_law(seen, {**context, "library": context["library"] * one})
+        z = q.mean + q.stddev * randn(q.mean.shape, generator, device=x.device)
+        law = self.decode(z, {**context, "library": context["library"] * (1 - one)})
+        return self.bound(q, z, -law.log_prob(x - seen) / (1 - one))
 
 
 def log_profile(counts: Counts) -> Tensor:
