@@ -37,6 +37,7 @@ from apps.single_cell.generate import Generator, draw_counts, generating
 from apps.single_cell.ood import Surprise
 from apps.single_cell.prior import PriorConfig, latents
 from apps.single_cell.realism import Components, moment_gaps, realism
+from apps.single_cell.scatter import Scatter
 from core.random import keyed_generator
 from core.report import Table, report, write_results, write_text
 
@@ -88,6 +89,12 @@ class Split:
             self._denoiser = Denoiser(fitted.model, genes, covariates, config, unused, None)
         return self._denoiser
 
+    @functools.cached_property
+    def scatter(self) -> Scatter | None:
+        """The law of counts around our rates, as `generate` fits it."""
+        design = self.denoiser.covariates.encode(self.train.obs, "pbmc3k")
+        return Scatter.fit(self.denoiser.model, Counts(self.train.X), design, self.seed)
+
 
 def learned(family: str):
     """Our generator, with a prior of a family."""
@@ -102,10 +109,11 @@ def learned(family: str):
     return make
 
 
-def standard(split: Split) -> sp.csr_matrix:
+def trained_with(split: Split) -> sp.csr_matrix:
     """The same decoder with the prior that it was trained with; libraries of training cells."""
-    stream = keyed_generator(split.seed, 7)
-    z = torch.randn((split.real.n_obs, split.denoiser.config.latent), generator=stream)
+    prior = split.denoiser.model.prior
+    assert prior is not None
+    z = prior.sample(split.real.n_obs, keyed_generator(split.seed, 7))
     return _decoded(split, z, _libraries(split))
 
 
@@ -156,10 +164,11 @@ def scvi_prior(split: Split) -> sp.csr_matrix:
     return sp.csr_matrix(ran.out)
 
 
+MIXTURE = "the mixture prior of the training"
 METHODS: dict[str, Callable[[Split], sp.csr_matrix]] = {
     "ours, flow matching": learned("flow_matching"),
     "ours, diffusion": learned("diffusion"),
-    "standard normal prior": standard,
+    MIXTURE: trained_with,
     "Gaussian mixture of components": mixture,
     "Gaussian mixture, components of other cells": functools.partial(mixture, halves=True),
     "latents of training cells": of_training_cells,
@@ -169,7 +178,7 @@ MOMENTS = "training cells (moments: chance)"
 """Shows what gaps of moments two samples of real cells have; components know these cells."""
 SCVI = "scVI, standard normal prior"
 EXTRA = {SCVI: scvi_prior}
-UNCONDITIONAL = ("standard normal prior", SCVI)
+UNCONDITIONAL = (MIXTURE, SCVI)
 
 
 def score(split: Split, made: sp.csr_matrix, asked: np.ndarray | None) -> dict[str, float]:
@@ -260,7 +269,7 @@ def _decoded(split: Split, z: torch.Tensor, library: np.ndarray) -> sp.csr_matri
         streams = [keyed_generator(split.seed, 9, start + i) for i in range(len(n))]
         with torch.no_grad():
             law = split.denoiser.model.decode(z[start : start + 256], {"library": n})
-        blocks.append(sp.csr_matrix(draw_counts(law, streams).numpy()))
+        blocks.append(sp.csr_matrix(draw_counts(law, streams, split.scatter).numpy()))
     return sp.vstack(blocks, format="csr")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from apps.single_cell.checks import some
 from apps.single_cell.data import open_cells
 from apps.single_cell.denoise import Denoiser
+from apps.single_cell.generate import Generator, has_prior
 from core.checkpoint import META
 
 
@@ -43,7 +44,20 @@ def describe_model(folder: Path) -> str:
     lines.append(f"  {model.shrinkage}")
     if model.verdict:
         lines.append(f"  {model.verdict.sentence()}")
+    if has_prior(folder):
+        lines.append(f"  {generator_sentence(Generator.load(folder))}")
     return "\n".join(lines)
+
+
+def generator_sentence(generator: Generator) -> str:
+    """What new cells can be asked for, and how their counts scatter."""
+    prior, scatter = generator.prior, generator.scatter
+    columns = [group.key for group in prior.conditions.groups]
+    told = f"generates cells ({prior.config.family}) by {', '.join(columns) or 'no column'}"
+    if scatter is None or not scatter.chance:
+        return told
+    often = f"{1e3 * scatter.chance:g} molecules in 1000"
+    return f"{told}; {often} are counted about {scatter.size:g} times"
 
 
 def describe_cells(thing: str, layer: str | None = None) -> str:

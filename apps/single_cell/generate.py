@@ -135,7 +135,7 @@ class Generator:
     def save(self, folder: Path | str) -> None:
         """Write the prior into the folder of its model, which must be there already."""
         own = self.scatter
-        told = {} if own is None else {SCATTER: {"share": own.share, "size": own.size}}
+        told = {} if own is None else {SCATTER: {"chance": own.chance, "size": own.size}}
         tensors = {} if own is None else {SCATTER: own.log_dispersion}
         save_checkpoint(
             Path(folder) / FOLDER,

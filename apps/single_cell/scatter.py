@@ -1,20 +1,25 @@
-r"""How counts of new cells scatter around their rates: dispersions once more, and outliers.
+r"""How counts of new cells scatter around their rates: dispersions once more, and bursts.
 
-    λ_g ~ (1 - ε) Gamma(θ_g, mean m_g) + ε Gamma(1, mean r m_g),    m = μ / (1 + ε (r - 1))
+    λ_g ~ (1 - ε) Gamma(θ_g, mean m) + ε Gamma(2, mean m + b),
+    ε = 1 - exp(-q μ_g),   m = μ_g - ε b
 
-A gamma law whose variance is that of the cells is too wide where most cells are, because a few
-counts in a thousand are many times what their cell says: here those few have a law of their own,
-and the mean stays μ. What of the latents the encoder did not know in training went to the
-dispersions, too, and would be drawn twice; so latents come from all molecules, z ~ q(z | x), and
-the most probable ln θ_g under their prior N(centre, 2) is found gene by gene. The share ε and the
-size r are the most likely of `OUTLIERS`; no outliers are among them.
+A gamma law whose variance is that of the cells is too wide where most cells are. In pbmc3k one
+molecule in a thousand or so counts some twenty times, as one does whose copies are taken for
+molecules: a count of twenty where its cell says 0.3, and the more often the higher μ. Such bursts
+have a law of their own here, and the mean stays μ. What of the latents the encoder did not know in
+training went to the dispersions, too, and would be drawn twice; so latents come from all
+molecules, z ~ q(z | x), and the most probable ln θ_g under their prior N(centre, 2) is found gene
+by gene. The chance q of a burst and its size b are the most likely of `BURSTS`; none at all is
+among them.
 
 Only generation uses it. References: Hilbe (2011) doi:10.1017/CBO9780511973420 (dispersions);
-Aitkin and Wilson (1980) doi:10.1080/00401706.1980.10486202 (outliers as a component).
+Aitkin and Wilson (1980) doi:10.1080/00401706.1980.10486202 (outliers as a component); Smith, Heger
+and Sudbery (2017) doi:10.1101/gr.209601.116 (copies that are counted as molecules).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,10 +35,14 @@ from apps.single_cell.model import DISPERSION, CellVAE, make_context
 from apps.single_cell.posterior import CELLS, cut
 from core.random import Generators, gamma, keyed_generator, rand
 
-OUTLIERS = ((0.0, 1.0), (0.003, 5.0), (0.01, 3.0), (0.01, 5.0), (0.01, 10.0), (0.03, 3.0))
-"""Shares ε and sizes r of outliers, from which the likelihood chooses."""
-SAMPLE, EVERY = 4000, 4
-"""Cells that are looked at, at most; every how many-th cell chooses among `OUTLIERS`."""
+BURSTS = ((0.0, 0.0), *itertools.product((5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3), (10.0, 20.0, 40.0)))
+"""Chances q and sizes b of bursts, from which the likelihood chooses."""
+SHAPE = 2.0
+"""Of the gamma law with a burst."""
+MOST = 0.5
+"""Share of μ that is left for usual counts at least, however large bursts get."""
+SAMPLE, EVERY = 4000, 8
+"""Cells that are looked at, at most; every how many-th cell chooses among `BURSTS`."""
 GRID = torch.arange(-4.0, 8.01, 0.5, dtype=torch.float64)
 """ln θ between which the most probable one is interpolated."""
 
@@ -44,12 +53,12 @@ class Scatter:
 
     Attributes:
         log_dispersion: ln θ, (batches or 1, G).
-        share: ε.
-        size: r.
+        chance: q, of a molecule to burst.
+        size: b, counts of a burst.
     """
 
     log_dispersion: Tensor
-    share: float
+    chance: float
     size: float
 
     @classmethod
@@ -69,11 +78,10 @@ class Scatter:
         centre = float(log_dispersions(model).mean())
         known = (model, counts, design, seed)
         heights = [
-            most_probable(_profiles(*known, *outlier, every=EVERY), centre)[1]
-            for outlier in OUTLIERS
+            most_probable(_profiles(*known, *burst, every=EVERY), centre)[1] for burst in BURSTS
         ]
-        outlier = OUTLIERS[int(np.argmax(heights))]
-        return cls(most_probable(_profiles(*known, *outlier), centre)[0].float(), *outlier)
+        burst = BURSTS[int(np.argmax(heights))]
+        return cls(most_probable(_profiles(*known, *burst), centre)[0].float(), *burst)
 
     def rates(self, law: CellLaw, streams: Generators, group: Tensor | None = None) -> Tensor:
         """Draws of λ (N, G).
@@ -83,17 +91,26 @@ class Scatter:
             streams: one for each cell, or one for all.
             group: (N,) batches of the cells, where each has dispersions.
         """
-        mean = law.rate / (1 + self.share * (self.size - 1))
+        share, usual, burst = parts(law.rate, self.chance, self.size)
         several = len(self.log_dispersion) > 1 and group is not None
         theta = (self.log_dispersion[group] if several else self.log_dispersion).exp()
-        theta = theta.expand_as(mean).contiguous()
-        drawn = gamma(theta, streams) * (mean / theta)
-        if not self.share:
+        theta = theta.expand_as(usual).contiguous()
+        drawn = gamma(theta, streams) * (usual / theta)
+        if not self.chance:
             return drawn
-        # below ε, u / ε is uniform itself, and -ln of it a draw of Gamma(1)
-        u = rand(mean.shape, streams, dtype=mean.dtype)
-        outlier = -self.size * mean * (u / self.share).clamp(min=1e-7).log()
-        return torch.where(u < self.share, outlier, drawn)
+        # a uniform number below ε is, divided by it, uniform again; two of them make a Gamma(2)
+        u = rand(usual.shape, streams, dtype=usual.dtype)
+        w = rand(usual.shape, streams, dtype=usual.dtype)
+        large = -burst / SHAPE * (u / share * (1 - w)).clamp(min=1e-30).log()
+        return torch.where(u < share, large, drawn)
+
+
+def parts(mu: Tensor, chance: float, size: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The share ε of bursts, and the mean rates m without and m + b with one, of rates μ."""
+    share = -torch.expm1(-chance * mu)
+    extra = (MOST * mu / share.clamp(min=1e-30)).clamp(max=size)
+    usual = mu - share * extra
+    return share, usual, usual + extra
 
 
 def log_dispersions(model: CellVAE) -> Tensor:
@@ -123,7 +140,7 @@ def _profiles(
     counts: Counts,
     design: Design,
     seed: int,
-    share: float,
+    chance: float,
     size: float,
     every: int = 1,
 ) -> Tensor:
@@ -133,40 +150,38 @@ def _profiles(
     for x, mu, group in _blocks(model, counts, design, seed, every):
         for k in group.unique().tolist():
             rows = group == k
-            found[k] += log_likelihood(x[rows], mu[rows], share, size)
+            found[k] += log_likelihood(x[rows], mu[rows], chance, size)
     return found
 
 
-def log_likelihood(x: Tensor, mu: Tensor, share: float, size: float) -> Tensor:
+def log_likelihood(x: Tensor, mu: Tensor, chance: float, size: float) -> Tensor:
     """Σ_n ln p(x_n; μ_n, θ) for every θ of `GRID`, (G, `GRID`), float64.
 
     Args:
         x: (B, G) counts.
         mu: (B, G) means.
-        share: ε.
-        size: r.
+        chance: q.
+        size: b.
     """
-    mean = (mu / (1 + share * (size - 1))).clamp(min=1e-9)
+    share, mean, burst = parts(mu.clamp(min=1e-9), chance, size)
     row, column = x.nonzero(as_tuple=True)
-    n, m = x[row, column].double(), mean[row, column].double()
-    none = -torch.log1p(size * mean)  # ln of the chance that an outlier is 0
-    outlier = n * torch.log(size * m) - (n + 1) * torch.log1p(size * m)
+    n, m, v, e = (t[row, column].double() for t in (x, mean, burst, share))
+    none = -SHAPE * torch.log1p(burst / SHAPE)  # ln of the chance that a burst leaves no count
+    large = torch.log1p(n) + n * torch.log(v / (v + SHAPE)) - SHAPE * torch.log1p(v / SHAPE)
     constant = torch.lgamma(n + 1)
     found = torch.zeros(x.shape[1], len(GRID), dtype=torch.float64)
     for k, theta in enumerate(GRID.exp().tolist()):
         zero = _either(-theta * torch.log1p(mean / theta), none, share)
         here = torch.lgamma(n + theta) - math.lgamma(theta) - constant
         here = here + n * torch.log(m / (m + theta)) - theta * torch.log1p(m / theta)
-        special = _either(here, outlier, share) - zero[row, column]
+        special = _either(here, large, e) - zero[row, column]
         found[:, k] = zero.double().sum(0).index_add(0, column, special)
     return found
 
 
-def _either(usual: Tensor, outlier: Tensor, share: float) -> Tensor:
-    """ln((1 - ε) e^usual + ε e^outlier)."""
-    if not share:
-        return usual
-    return torch.logaddexp(usual + math.log1p(-share), outlier + math.log(share))
+def _either(usual: Tensor, burst: Tensor, share: Tensor) -> Tensor:
+    """ln((1 - ε) e^usual + ε e^burst)."""
+    return torch.logaddexp(usual + torch.log1p(-share), burst + share.log())
 
 
 @torch.no_grad()

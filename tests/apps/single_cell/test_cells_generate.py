@@ -6,10 +6,12 @@ import torch
 
 from apps.single_cell import Config, Denoiser
 from apps.single_cell.covariates import Design
+from apps.single_cell.describe import describe
 from apps.single_cell.generate import Generator, draw_counts
 from apps.single_cell.generating import Translation, pair
 from apps.single_cell.likelihood import CellLaw
 from apps.single_cell.prior import PriorConfig
+from apps.single_cell.scatter import Scatter
 from core.errors import AleatorError
 from core.random import keyed_generator
 
@@ -124,14 +126,43 @@ def test_saved_and_loaded(made, tmp_path):
     denoiser = generator.denoiser.save(tmp_path / "m")
     with pytest.raises(AleatorError, match="no prior"):
         Generator.load(tmp_path / "m")
-    Generator(denoiser, generator.prior).save(tmp_path / "m")
+    Generator(denoiser, generator.prior, generator.scatter).save(tmp_path / "m")
     again = Generator.load(tmp_path / "m").generate(50)
     assert abs(again.X - generator.generate(50).X).max() == 0
+    Generator(denoiser, generator.prior).save(tmp_path / "m")  # as versions before `scatter` did
+    plain = Generator.load(tmp_path / "m")
+    assert plain.scatter is None
+    assert abs(plain.generate(50).X - again.X).max() > 0
     Denoiser.fit(adata, batch_key="batch", config=Config(3, 8, "nb", strength=1.0, steps=2)).save(
         tmp_path / "m"
     )
     with pytest.raises(AleatorError, match="another model"):
         Generator.load(tmp_path / "m")
+
+
+def test_counts_come_with_the_scatter_that_is_given(made):
+    generator, _ = made
+    assert generator.scatter is not None
+    dispersion = torch.full_like(generator.scatter.log_dispersion, 8.0)
+    drawn = {
+        chance: Generator(generator.denoiser, generator.prior, Scatter(dispersion, chance, 50.0))
+        .generate(200, seed=2)
+        .X.toarray()
+        for chance in (0.0, 0.01)
+    }
+    assert (drawn[0.0].sum(1) == drawn[0.01].sum(1)).all()
+    most = {chance: (x / x.sum(1, keepdims=True)).max(0).mean() for chance, x in drawn.items()}
+    assert most[0.01] > 1.5 * most[0.0]
+
+
+def test_info_tells_what_a_model_generates_by(made, tmp_path):
+    generator, _ = made
+    denoiser = generator.denoiser.save(tmp_path / "m")
+    scatter = Scatter(generator.scatter.log_dispersion, 0.0015, 20.0)
+    Generator(denoiser, generator.prior, scatter).save(tmp_path / "m")
+    told = describe(str(tmp_path / "m"))
+    assert "generates cells (flow_matching) by batch, kind" in told
+    assert "1.5 molecules in 1000 are counted about 20 times" in told
 
 
 def test_cells_without_a_label_are_left_out(made):

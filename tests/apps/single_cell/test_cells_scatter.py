@@ -1,4 +1,4 @@
-"""How new counts scatter: the likelihood, its top, outliers that are there or are not, draws."""
+"""How new counts scatter: the likelihood, its top, bursts that are there or are not, draws."""
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from apps.single_cell.scatter import (
     log_dispersions,
     log_likelihood,
     most_probable,
+    parts,
 )
 from core.random import keyed_generator
 
@@ -25,13 +26,13 @@ CELLS, GENES = 600, 12
 TRUE = np.geomspace(0.5, 20.0, GENES)
 
 
-def cells(theta=TRUE, seed=0, share=0.0, size=1.0, number=CELLS):
-    """Cells that are all alike but for their depths, a share of their counts outliers."""
+def cells(theta=TRUE, seed=0, chance=0.0, size=0.0, number=CELLS, level=(40, 250)):
+    """Cells that are all alike but for their depths, with bursts."""
     stream = np.random.default_rng(seed)
-    mu = stream.uniform(40, 250, number)[:, None] * np.ones(len(theta))
+    mu = stream.uniform(*level, number)[:, None] * np.ones(len(theta))
     rate = mu * stream.gamma(theta, 1 / theta, mu.shape)
-    odd = stream.random(mu.shape) < share
-    rate = np.where(odd, size * mu * stream.exponential(size=mu.shape), rate)
+    odd = stream.random(mu.shape) < -np.expm1(-chance * mu)
+    rate = np.where(odd, (mu + size) * stream.gamma(2.0, 0.5, mu.shape), rate)
     return sp.csr_matrix(stream.poisson(rate), dtype=float)
 
 
@@ -52,19 +53,36 @@ def alone(number=CELLS):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize(("share", "size"), [(0.0, 1.0), (0.03, 3.0)])
-def test_the_likelihood_is_that_of_two_negative_binomials(share, size):
-    counts = torch.from_numpy(cells(share=0.05, size=8.0).toarray()[:40])
+@pytest.mark.parametrize(("chance", "size"), [(0.0, 0.0), (2e-3, 20.0)])
+def test_the_likelihood_is_that_of_two_negative_binomials(chance, size):
+    counts = torch.from_numpy(cells(chance=0.002, size=60.0).toarray()[:40])
     mu = counts.sum(1, keepdim=True).expand_as(counts) / GENES
-    found = log_likelihood(counts, mu, share, size)
-    x, m = counts.numpy(), mu.numpy() / (1 + share * (size - 1))
+    found = log_likelihood(counts, mu, chance, size)
+    x, share = counts.numpy(), -np.expm1(-chance * mu.numpy())
+    usual = mu.numpy() - share * size
+    burst = usual + size
     for k, log_theta in enumerate(GRID.tolist()):
         theta = np.exp(log_theta)
-        told = stats.nbinom.logpmf(x, theta, theta / (theta + m))
-        if share:
-            odd = stats.nbinom.logpmf(x, 1.0, 1 / (1 + size * m))
+        told = stats.nbinom.logpmf(x, theta, theta / (theta + usual))
+        if chance:
+            odd = stats.nbinom.logpmf(x, 2.0, 2 / (2 + burst))
             told = np.logaddexp(np.log(1 - share) + told, np.log(share) + odd)
         np.testing.assert_allclose(found[:, k].numpy(), told.sum(0), rtol=1e-5)
+
+
+@pytest.mark.exact
+def test_means_of_bursts_and_others_make_the_rate_however_large_bursts_are():
+    mu = torch.tensor([1e-9, 0.01, 1.0, 50.0, 4000.0], dtype=torch.float64)
+    for chance, size in ((1e-3, 20.0), (3e-3, 5e4)):
+        share, usual, burst = parts(mu, chance, size)
+        torch.testing.assert_close((1 - share) * usual + share * burst, mu)
+        assert (usual >= 0.49 * mu).all()
+        assert (burst > usual).all()
+    share, usual, burst = parts(mu[:4], 1e-3, 20.0)
+    torch.testing.assert_close(burst - usual, torch.full((4,), 20.0, dtype=torch.float64))
+    torch.testing.assert_close(share[:2], 1e-3 * mu[:2], rtol=1e-4, atol=0)
+    for part in parts(mu, 0.0, 0.0)[1:]:
+        torch.testing.assert_close(part, mu)
 
 
 @pytest.mark.exact
@@ -78,11 +96,11 @@ def test_the_top_of_a_parabola_is_found():
 
 
 @pytest.mark.exact
-def test_without_outliers_the_most_probable_dispersions_are_found():
+def test_without_bursts_the_most_probable_dispersions_are_found():
     x = cells()
     model = untold(Counts(x))
     found = Scatter.fit(model, Counts(x), alone(), seed=1)
-    assert found.share == 0.0
+    assert found.chance == 0.0
     dense = x.toarray()
     share = torch.softmax(model.decoder.level.detach().double(), 0).numpy()
     mu = dense.sum(1, keepdims=True) * share
@@ -97,16 +115,17 @@ def test_without_outliers_the_most_probable_dispersions_are_found():
     np.testing.assert_allclose(found.log_dispersion[0].numpy(), best, atol=0.04)
 
 
-def test_outliers_are_noticed_and_do_not_widen_the_others():
-    theta = np.full(400, 20.0)  # so many that an outlier hardly changes its cell's total
-    x = cells(theta, share=0.01, size=10.0, number=200)
+def test_bursts_are_noticed_and_do_not_widen_the_others():
+    theta = np.full(400, 20.0)  # so many that a burst hardly changes its cell's total
+    x = cells(theta, chance=1.5e-3, size=40.0, number=200, level=(1, 8))
     model = untold(Counts(x))
     found = Scatter.fit(model, Counts(x), alone(200))
-    assert (found.share, found.size) == (0.01, 10.0)
-    assert found.log_dispersion.median() == pytest.approx(np.log(20.0), abs=0.2)
-    profile = module._profiles(model, Counts(x), alone(200), 0, 0.0, 1.0)
+    assert found.size == 40.0
+    assert 1e-3 <= found.chance <= 2e-3
+    assert found.log_dispersion.median() == pytest.approx(np.log(20.0), abs=0.3)
+    profile = module._profiles(model, Counts(x), alone(200), 0, 0.0, 0.0)
     gamma_only, _ = most_probable(profile, float(log_dispersions(model).mean()))
-    assert gamma_only.median() < np.log(20.0) - 0.5
+    assert gamma_only.median() < np.log(20.0) - 1
 
 
 def test_batches_have_their_own():
@@ -135,18 +154,19 @@ def test_a_sample_of_the_cells_says_the_same(monkeypatch):
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("share", [0.0, 0.05])
-def test_rates_keep_the_mean_and_have_the_variance_of_the_law(share):
-    size, theta, n = (3.0 if share else 1.0), 4.0, 200_000
+@pytest.mark.parametrize("chance", [0.0, 5e-3])
+def test_rates_keep_the_mean_and_have_the_variance_of_the_law(chance):
+    size, theta, n = 20.0, 4.0, 400_000
     logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(n, 3)
-    law = CellLaw(logits, torch.full((n,), 60.0), torch.zeros(1, 3))
-    found = Scatter(torch.full((1, 3), theta).log(), share, size)
+    law = CellLaw(logits, torch.full((n,), 10.0), torch.zeros(1, 3))
+    found = Scatter(torch.full((1, 3), theta).log(), chance, size)
     rates = found.rates(law, keyed_generator(0)).double()
     mu = law.rate[0].double()
-    m = mu / (1 + share * (size - 1))
-    second = (1 - share) * (1 + 1 / theta) * m**2 + share * 2 * (size * m) ** 2
-    torch.testing.assert_close(rates.mean(0), mu, rtol=0.01, atol=0)
-    torch.testing.assert_close(rates.var(0), second - mu**2, rtol=0.05, atol=0)
+    share = -torch.expm1(-chance * mu)
+    usual = mu - share * size
+    second = (1 - share) * (1 + 1 / theta) * usual**2 + share * 1.5 * (usual + size) ** 2
+    torch.testing.assert_close(rates.mean(0), mu, rtol=0.02, atol=0)
+    torch.testing.assert_close(rates.var(0), second - mu**2, rtol=0.06, atol=0)
 
 
 def test_rates_use_the_dispersions_of_the_batch():
