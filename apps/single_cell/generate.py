@@ -130,7 +130,9 @@ class Generator:
             device=device,
             progress=progress,
         )
-        return cls(denoiser, prior, Scatter.fit(denoiser.model, *known, seed))
+        unit = "laws of counts" if progress else None
+        scatter = Scatter.fit(denoiser.model, *known, seed, progress=unit)
+        return cls(denoiser, prior, scatter)
 
     def save(self, folder: Path | str) -> None:
         """Write the prior into the folder of its model, which must be there already."""

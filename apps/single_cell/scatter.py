@@ -33,6 +33,7 @@ from apps.single_cell.covariates import Design
 from apps.single_cell.likelihood import SPEED, CellLaw
 from apps.single_cell.model import DISPERSION, CellVAE, make_context
 from apps.single_cell.posterior import CELLS, cut
+from core.progress import progress_bar
 from core.random import Generators, gamma, keyed_generator, rand
 
 BURSTS = ((0.0, 0.0), *itertools.product((5e-4, 1e-3, 1.5e-3, 2e-3, 3e-3), (10.0, 20.0, 40.0)))
@@ -62,7 +63,15 @@ class Scatter:
     size: float
 
     @classmethod
-    def fit(cls, model: CellVAE, counts: Counts, design: Design, seed: int = 0) -> Scatter | None:
+    def fit(
+        cls,
+        model: CellVAE,
+        counts: Counts,
+        design: Design,
+        seed: int = 0,
+        *,
+        progress: str | None = None,
+    ) -> Scatter | None:
         """The most probable one of cells; None for a law that is not negative binomial.
 
         Args:
@@ -70,6 +79,7 @@ class Scatter:
             counts: (N, G) of cells such as it was trained on; a sample of them is used.
             design: covariates of the cells.
             seed: of the sample and of the latents.
+            progress: unit shown on stderr; None for silence.
         """
         law = model.likelihood
         if law.spread is None or law.zeros is not None:
@@ -77,11 +87,15 @@ class Scatter:
         model.eval()
         centre = float(log_dispersions(model).mean())
         known = (model, counts, design, seed)
-        heights = [
-            most_probable(_profiles(*known, *burst, every=EVERY), centre)[1] for burst in BURSTS
-        ]
-        burst = BURSTS[int(np.argmax(heights))]
-        return cls(most_probable(_profiles(*known, *burst), centre)[0].float(), *burst)
+        heights = []
+        with progress_bar(len(BURSTS) + 1, progress) as advance:
+            for burst in BURSTS:
+                heights.append(most_probable(_profiles(*known, *burst, every=EVERY), centre)[1])
+                advance(1)
+            burst = BURSTS[int(np.argmax(heights))]
+            log_theta, _ = most_probable(_profiles(*known, *burst), centre)
+            advance(1)
+        return cls(log_theta.float(), *burst)
 
     def rates(self, law: CellLaw, streams: Generators, group: Tensor | None = None) -> Tensor:
         """Draws of λ (N, G).
