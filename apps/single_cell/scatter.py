@@ -3,8 +3,8 @@ r"""How counts of new cells scatter around their rates: dispersions once more, a
     λ_g ~ (1 - ε) Gamma(θ_g, mean m) + ε Gamma(2, mean m + b),
     ε = 1 - exp(-q μ_g),   m = μ_g - ε b
 
-A gamma law whose variance is that of the cells is too wide where most cells are. In pbmc3k one
-molecule in a thousand or so counts some twenty times, as one does whose copies are taken for
+A gamma law whose variance is that of the cells is too wide where most cells are. In pbmc3k two
+molecules in a thousand count some twenty times, as one does whose copies are taken for
 molecules: a count of twenty where its cell says 0.3, and the more often the higher μ. Such bursts
 have a law of their own here, and the mean stays μ. What of the latents the encoder did not know in
 training went to the dispersions, too, and would be drawn twice; so latents come from all
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,13 +87,13 @@ class Scatter:
         model.eval()
         centre = float(log_dispersions(model).mean())
         known = (model, counts, design, seed)
-        heights = []
+        few, heights = list(_blocks(*known, every=EVERY)), []
         with progress_bar(len(BURSTS) + 1, progress) as advance:
             for burst in BURSTS:
-                heights.append(most_probable(_profiles(*known, *burst, every=EVERY), centre)[1])
+                heights.append(most_probable(profiles(model, few, *burst), centre)[1])
                 advance(1)
             burst = BURSTS[int(np.argmax(heights))]
-            log_theta, _ = most_probable(_profiles(*known, *burst), centre)
+            log_theta, _ = most_probable(profiles(model, _blocks(*known), *burst), centre)
             advance(1)
         return cls(log_theta.float(), *burst)
 
@@ -149,19 +149,13 @@ def most_probable(profile: Tensor, centre: float) -> tuple[Tensor, float]:
     return GRID[best] + step * shift, float(top.sum())
 
 
-def _profiles(
-    model: CellVAE,
-    counts: Counts,
-    design: Design,
-    seed: int,
-    chance: float,
-    size: float,
-    every: int = 1,
+def profiles(
+    model: CellVAE, blocks: Iterable[tuple[Tensor, Tensor, Tensor]], chance: float, size: float
 ) -> Tensor:
-    """Log-likelihoods (K, G, `GRID`) of each gene in each batch."""
-    several = log_dispersions(model)
-    found = torch.zeros(*several.shape, len(GRID), dtype=torch.float64)
-    for x, mu, group in _blocks(model, counts, design, seed, every):
+    """Log-likelihoods (K, G, `GRID`) of each gene in each batch, of `_blocks` of cells."""
+    shape = log_dispersions(model).shape
+    found = torch.zeros(*shape, len(GRID), dtype=torch.float64)
+    for x, mu, group in blocks:
         for k in group.unique().tolist():
             rows = group == k
             found[k] += log_likelihood(x[rows], mu[rows], chance, size)
@@ -200,7 +194,7 @@ def _either(usual: Tensor, burst: Tensor, share: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _blocks(
-    model: CellVAE, counts: Counts, design: Design, seed: int, every: int
+    model: CellVAE, counts: Counts, design: Design, seed: int, every: int = 1
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Counts (B, G), rates (B, G) and batches (B,) of a sample of the cells."""
     number = math.ceil(min(len(counts), SAMPLE) / every)

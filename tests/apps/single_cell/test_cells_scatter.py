@@ -123,7 +123,8 @@ def test_bursts_are_noticed_and_do_not_widen_the_others():
     assert found.size == 40.0
     assert 1e-3 <= found.chance <= 2e-3
     assert found.log_dispersion.median() == pytest.approx(np.log(20.0), abs=0.3)
-    profile = module._profiles(model, Counts(x), alone(200), 0, 0.0, 0.0)
+    blocks = module._blocks(model, Counts(x), alone(200), 0)
+    profile = module.profiles(model, blocks, 0.0, 0.0)
     gamma_only, _ = most_probable(profile, float(log_dispersions(model).mean()))
     assert gamma_only.median() < np.log(20.0) - 1
 
