@@ -155,6 +155,16 @@ def test_counts_come_with_the_scatter_that_is_given(made):
     assert most[0.01] > 1.5 * most[0.0]
 
 
+def test_each_batch_has_the_scatter_of_its_own(made):
+    generator, adata = made
+    law = torch.tensor([-2.0, 8.0])[:, None].expand(2, adata.n_vars)
+    made_of = Generator(generator.denoiser, generator.prior, Scatter(law, 0.0, 0.0))
+    new = made_of.generate(300, seed=2)
+    share = new.X.toarray() / new.X.sum(1)
+    most = {b: share[(new.obs["batch"] == b).to_numpy()].max(1).mean() for b in ("b0", "b1")}
+    assert most["b0"] > 1.5 * most["b1"]
+
+
 def test_info_tells_what_a_model_generates_by(made, tmp_path):
     generator, _ = made
     denoiser = generator.denoiser.save(tmp_path / "m")

@@ -8,6 +8,7 @@ from scipy import stats
 from apps.single_cell.config import DROPOUT, Config
 from apps.single_cell.generate import COMPONENTS, STRENGTH, generating
 from apps.single_cell.model import SEEN, CellVAE
+from core.errors import AleatorError
 from core.random import binomial, keyed_generator
 
 GENES, CELLS = 30, 200
@@ -91,6 +92,10 @@ def test_generating_models_are_thinned_and_others_are_not():
     assert not plain.thinned
     assert plain.prior is None
     assert plain.decoder.dropout.p == DROPOUT
+    mixed = CellVAE(torch.zeros(GENES), CELLS, Config(3, 16, "nb", strength=1.0, components=4))
+    assert mixed.prior.mean.shape == (4, 3)
+    with pytest.raises(AleatorError, match="components=-1"):
+        Config(components=-1)
 
 
 def test_evaluation_sees_all_molecules():
