@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 
 from apps.single_cell.cells import Cells
-from apps.single_cell.covariates import Design
 from apps.single_cell.data import Source, open_cells
 from apps.single_cell.denoise import Denoiser
 from apps.single_cell.mcv import TARGET
@@ -65,7 +64,7 @@ def gene_correlations(
     values = np.empty((draws, len(cells), len(place)), np.float32)
     for start, stop, block in known.counts.blocks(BLOCK):
         x = torch.from_numpy(block.toarray())
-        part = Design(design.codes[start:stop], design.values[start:stop], design.sizes)
+        part = design.take(slice(start, stop))
         context = make_context(x.sum(1).numpy(), part, slice(None))
         keys = [int(k) for k in cells.index[start:stop]]
         drawn = sample_rates(denoiser.model, x, context, draws, seed, keys)

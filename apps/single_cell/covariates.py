@@ -63,6 +63,10 @@ class Design:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def take(self, index: np.ndarray | slice) -> Design:
+        """Covariates of some of the cells."""
+        return Design(self.codes[index], self.values[index], self.sizes)
+
     def matrix(self) -> np.ndarray:
         """(N, sum of sizes + C) float32: one-hot codes, then values."""
         hot = [

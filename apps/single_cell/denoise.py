@@ -31,9 +31,10 @@ from apps.single_cell.model import CellVAE
 from apps.single_cell.ood import WARN_ABOVE, Surprise
 from apps.single_cell.output import Additions, Blocks, annotate, write_cells
 from apps.single_cell.rows import Rows, targets_of
-from apps.single_cell.selection import Say, Verdict, select
+from apps.single_cell.selection import Say, select
 from apps.single_cell.shrinkage import Shrinkage, shrink
 from apps.single_cell.store import Workers, by_runs, write_store
+from apps.single_cell.verdict import Verdict
 from core.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from core.errors import AleatorError
 
@@ -126,7 +127,7 @@ class Denoiser:
         design = covariates.encode(cells.obs, where)
         counts = cells.counts
         found = select(counts, design, config, seed=seed, device=device, search=search, say=say)
-        say(found.verdict.sentence())
+        say(found.verdict.sentence(generates=bool(found.config.thinned)))
         fitted = fit_model(
             counts,
             _libraries(counts, cells),
@@ -342,7 +343,7 @@ class Denoiser:
         """What a user should be told about an output."""
         told = []
         if self.verdict and not self.verdict.helps:
-            told.append(f"warning: {self.verdict.sentence()}")
+            told.append(f"warning: {self.verdict.sentence(generates=bool(self.config.thinned))}")
         far = int((ood > WARN_ABOVE).sum())
         if far > 0.05 * len(ood):
             told.append(

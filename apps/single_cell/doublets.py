@@ -84,7 +84,7 @@ def _features(
             x = x + known.counts.take(two[rows])
         counts = torch.from_numpy(x.toarray())
         library = counts.sum(1).clamp(min=1.0)
-        part = Design(design.codes[one[rows]], design.values[one[rows]], design.sizes)
+        part = design.take(one[rows])
         with torch.no_grad():
             q = denoiser.model.encode(counts, make_context(library.numpy(), part, slice(None)))
         found.append(torch.cat([q.mean, library.log()[:, None]], 1).numpy())

@@ -95,7 +95,7 @@ def learn_levels(
         chosen = np.sort(np.random.default_rng([seed, n]).permutation(n)[:SAMPLE])
     keys = chosen if first is None else np.asarray(first)[chosen]
     some = counts.select(cells=chosen)
-    cut = Design(design.codes[chosen], design.values[chosen], design.sizes)
+    cut = design.take(chosen)
 
     def parts() -> Iterator[Rates]:
         return rates(model, some, cut, draws=draws, seed=seed, first=keys)

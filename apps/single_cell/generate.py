@@ -24,7 +24,6 @@ from torch import Tensor
 
 from apps.single_cell.cells import Cells
 from apps.single_cell.config import Config
-from apps.single_cell.covariates import Design
 from apps.single_cell.data import Source, open_cells
 from apps.single_cell.denoise import LATENT, Denoiser
 from apps.single_cell.fitting import default_steps
@@ -201,7 +200,7 @@ class Generator:
         """
         rows = self.prior.conditions.encode(obs, "the table of conditions")
         drawn = [
-            self.prior.draw(_part(rows, start, stop), seed, start)
+            self.prior.draw(rows.take(slice(start, stop)), seed, start)
             for start, stop in _blocks(len(obs))
         ]
         z, library = (torch.cat(list(parts)) for parts in zip(*drawn, strict=True))
@@ -262,7 +261,7 @@ class Generator:
         blocks = []
         for start, stop in _blocks(len(obs)):
             n = library[start:stop].round().clamp(min=1.0)
-            context = make_context(n.numpy(), _part(design, start, stop), slice(None))
+            context = make_context(n.numpy(), design.take(slice(start, stop)), slice(None))
             streams = [keyed_generator(seed, 1, i) for i in range(start, stop)]
             with torch.no_grad():
                 law = self.denoiser.model.decode(z[start:stop], context)
@@ -340,7 +339,3 @@ def _labelled(cells: Cells, like: Sequence[str], say: Any) -> Cells:
 def _blocks(cells: int) -> Iterator[tuple[int, int]]:
     for start in range(0, cells, BLOCK):
         yield start, min(start + BLOCK, cells)
-
-
-def _part(design: Design, start: int, stop: int) -> Design:
-    return Design(design.codes[start:stop], design.values[start:stop], design.sizes)

@@ -203,7 +203,7 @@ def make_context(
     """
     context = {"library": torch.from_numpy(np.asarray(library[index], np.float32))}
     if sum(design.sizes) + design.values.shape[1]:
-        part = Design(design.codes[index], design.values[index], design.sizes)
+        part = design.take(index)
         context["vector"] = torch.from_numpy(part.matrix())
         if design.sizes:
             context["label"] = torch.from_numpy(part.codes[:, 0].copy())

@@ -136,8 +136,8 @@ def rates(
         x = torch.from_numpy(block.toarray())
         library = x.sum(1).numpy()
         part = slice(start, stop)
-        context = make_context(library, cut(design, part), slice(None))
-        others = [make_context(library, cut(t, part), slice(None)) for t in targets]
+        context = make_context(library, design.take(part), slice(None))
+        others = [make_context(library, t.take(part), slice(None)) for t in targets]
         streams = [keyed_generator(seed, int(key)) for key in keys[part]]
         yield _block(model, x, context, others, streams, draws, start)
 
@@ -189,11 +189,6 @@ def _prior(law: CellLaw) -> tuple[Tensor, Tensor]:
     if law.log_dispersion is None:
         return law.mean, torch.zeros_like(law.mean)
     return law.mean, law.mean.square() / law.dispersion
-
-
-def cut(design: Design, part: slice) -> Design:
-    """Covariates of some cells."""
-    return Design(design.codes[part], design.values[part], design.sizes)
 
 
 SHAPES = (1e-3, 1e6)

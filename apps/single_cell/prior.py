@@ -317,7 +317,7 @@ def latents(model: CellVAE, counts: Counts, design: Design) -> tuple[Tensor, Ten
     for start, stop, block in counts.blocks(256):
         x = torch.from_numpy(block.toarray())
         library = x.sum(1).clamp(min=1.0)
-        part = Design(design.codes[start:stop], design.values[start:stop], design.sizes)
+        part = design.take(slice(start, stop))
         q = model.encode(x, make_context(library.numpy(), part, slice(None)))
         centre.append(torch.cat([q.mean, library.log()[:, None]], 1))
         width.append(q.stddev)

@@ -19,7 +19,7 @@ from apps.single_cell.expressed import Levels
 from apps.single_cell.layers import AVERAGE, Output, among_all, layer_values
 from apps.single_cell.model import CellVAE, make_context
 from apps.single_cell.ood import Surprise
-from apps.single_cell.posterior import CELLS, Rates, cut, rates, sample_rates
+from apps.single_cell.posterior import CELLS, Rates, rates, sample_rates
 from core.errors import AleatorError
 
 READ = 16 * CELLS
@@ -86,7 +86,7 @@ class Rows:
         whole = known is raw
         library = np.asarray(known.matrix.sum(1), np.float32).ravel()
         here, keys = slice(first, last), self.index[first:last]
-        design = cut(self.design, here)
+        design = self.design.take(here)
         found = rates(
             self.model,
             known,
@@ -94,11 +94,11 @@ class Rows:
             draws=self.output.draws,
             seed=self.output.seed,
             first=keys,
-            target=[cut(target, here) for target in self.targets] or None,
+            target=[target.take(here) for target in self.targets] or None,
         )
         for part in found:
             rows = slice(part.start, part.stop)
-            arrays = self._layers(part, known, library[rows], cut(design, rows), keys[rows])
+            arrays = self._layers(part, known, library[rows], design.take(rows), keys[rows])
             if not whole:
                 counts = raw.read(part.start, part.stop).toarray()
                 arrays = [among_all(counts, values, self.genes) for values in arrays]

@@ -19,8 +19,9 @@ from apps.single_cell.generating import Wanted
 from apps.single_cell.inputs import Covariate, Input, bundled_model, model_of
 from apps.single_cell.layers import Output
 from apps.single_cell.output import Additions, check_output, write_cells
-from apps.single_cell.selection import Verdict, select
+from apps.single_cell.selection import select
 from apps.single_cell.store import Workers, by_runs
+from apps.single_cell.verdict import Verdict
 from core.cards import write_card
 from core.errors import AleatorError
 from core.report import Table, command_line, hardware, report, write_results, write_text
@@ -120,7 +121,8 @@ def denoise(
     for line in denoiser.warnings(_column(written, "aleator_ood")):
         say(line)
     if model is not None and denoiser.verdict:
-        say(f"in training: {denoiser.verdict.sentence()}")
+        generates = bool(denoiser.config.thinned)
+        say(f"in training: {denoiser.verdict.sentence(generates=generates)}")
     say(f"wrote {written}: layers {', '.join(output.layers)}")
     return written
 

@@ -32,7 +32,7 @@ from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Design
 from apps.single_cell.likelihood import SPEED, CellLaw
 from apps.single_cell.model import DISPERSION, CellVAE, make_context
-from apps.single_cell.posterior import CELLS, cut
+from apps.single_cell.posterior import CELLS
 from core.progress import progress_bar
 from core.random import Generators, gamma, keyed_generator, rand
 
@@ -202,12 +202,12 @@ def _blocks(
         order = torch.randperm(len(counts), generator=keyed_generator(seed, 0))[:number]
         chosen = np.sort(order.numpy())
         counts = counts.select(cells=chosen)
-        design = Design(design.codes[chosen], design.values[chosen], design.sizes)
+        design = design.take(chosen)
     several = len(log_dispersions(model)) > 1
     for start, stop, block in counts.blocks(CELLS):
         x = torch.from_numpy(block.toarray())
         context = make_context(
-            x.sum(1).clamp(min=1.0).numpy(), cut(design, slice(start, stop)), slice(None)
+            x.sum(1).clamp(min=1.0).numpy(), design.take(slice(start, stop)), slice(None)
         )
         q = model.encode(x, context)
         noise = torch.randn(q.mean.shape, generator=keyed_generator(seed, 1, start))

@@ -10,7 +10,7 @@ left out altogether: they tell how surprising a cell is that was never seen.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,23 +19,21 @@ from apps.single_cell.baselines import Baseline, LibraryMean, PoissonFactors, Ra
 from apps.single_cell.config import Config
 from apps.single_cell.counts import Counts
 from apps.single_cell.covariates import Design
-from apps.single_cell.fitting import default_steps, fit_model
-from apps.single_cell.layers import Output, point
-from apps.single_cell.mcv import Split, Tally, cross_validate, difference, split, thin
+from apps.single_cell.fitting import default_steps
+from apps.single_cell.layers import Output
+from apps.single_cell.mcv import cross_validate, difference, thin
 from apps.single_cell.model import CellVAE
 from apps.single_cell.ood import Surprise
 from apps.single_cell.posterior import CELLS, pit, rates
-from apps.single_cell.shrinkage import Shrinkage, learn_shrinkage, shrink
+from apps.single_cell.shrinkage import Shrinkage, shrink
+from apps.single_cell.trial import FEW, SHARE, Trial, sums
+from apps.single_cell.verdict import Verdict
 from core.errors import AleatorError
 
 Say = Callable[[object], None]
 
 SAMPLE = 6000
 """Cells that are looked at, at most: a seeded sample of larger sets."""
-SHARE = 0.9
-"""Of the molecules that train."""
-SCORED = 500
-"""Cells on which candidates are compared."""
 BASE: dict[str, Any] = {"likelihood": "nb", "latent": 20, "strength": 100.0}
 LADDERS: dict[str, tuple[Any, ...]] = {
     "strength": (1.0, 10.0, 100.0, 1e3, 1e4),
@@ -46,78 +44,6 @@ FACTORS = 20
 """Rank of the Poisson factors, bounded by the number of cells."""
 LEVEL, LEVELS = 0.9, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Of the interval in the verdict, and of those in its curve."""
-FEW = 30
-"""Cells below which nothing can be told."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Losses of held-out molecules on the user's own data, and what follows.
-
-    Attributes:
-        losses: method -> corrected Poisson loss, nats per value; "ours" is this model.
-        differences: other method -> (ours - theirs, its standard error), paired by cell.
-        coverage: share of held-out molecules' randomised ranks inside the central 90 %.
-        cells: that were scored.
-        tried: candidates and their losses after a short run.
-        curve: (level, share of ranks inside the central interval of that level).
-    """
-
-    losses: dict[str, float]
-    differences: dict[str, tuple[float, float]]
-    coverage: float
-    cells: int
-    tried: tuple[tuple[str, float], ...] = ()
-    curve: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def best(self) -> str:
-        """The method with the least loss."""
-        return min(self.losses, key=lambda name: self.losses[name])
-
-    @property
-    def helps(self) -> bool:
-        """Whether ours is better than every alternative by more than twice the error."""
-        return all(mean + 2 * error < 0 for mean, error in self.differences.values())
-
-    @property
-    def hurts(self) -> bool:
-        """Whether an alternative is better than ours by more than twice the error."""
-        return any(mean - 2 * error > 0 for mean, error in self.differences.values())
-
-    def sentence(self) -> str:
-        """What a user should know."""
-        listed = ", ".join(f"{name} {loss:.5f}" for name, loss in self.losses.items())
-        told = f"held-out molecules, corrected Poisson loss (less is better): {listed}; "
-        if self.helps:
-            told += "denoising helps here"
-        elif self.hurts:
-            told += f"denoising hurts here: {self.best} predicts better, use that instead"
-        else:
-            told += f"no difference that can be told: {self.best} has the least loss"
-        return f"{told}; {self.coverage:.1%} of held-out molecules inside their 90 % intervals"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, also fit for `uns`."""
-        return {
-            "losses": dict(self.losses),
-            "differences": {name: list(pair) for name, pair in self.differences.items()},
-            "coverage": self.coverage,
-            "cells": self.cells,
-            "tried": dict(self.tried),
-            "curve": {f"{level:g}": share for level, share in self.curve},
-            "helps": self.helps,
-            "hurts": self.hurts,
-            "sentence": self.sentence(),
-        }
-
-    @classmethod
-    def from_dict(cls, state: dict[str, Any]) -> Verdict:
-        """Undo `to_dict`."""
-        differences = {name: (pair[0], pair[1]) for name, pair in state["differences"].items()}
-        tried = tuple(state["tried"].items())
-        curve = tuple((float(k), share) for k, share in state.get("curve", {}).items())
-        return cls(state["losses"], differences, state["coverage"], state["cells"], tried, curve)
 
 
 @dataclass
@@ -139,61 +65,6 @@ class Selection:
     model: CellVAE
     genes: np.ndarray
     shrinkage: Shrinkage
-
-
-@dataclass
-class _Trial:
-    """A split of some cells, and what is needed to fit to it."""
-
-    molecules: Split
-    design: Design
-    seed: int
-    device: str
-    library: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.library = _sums(self.molecules.train)
-
-    def fit(self, config: Config, *, checks: int = 0) -> tuple[CellVAE, int]:
-        """A model of the training molecules, and the step of its weights."""
-        found = fit_model(
-            Counts(self.molecules.train),
-            self.library,
-            self.design,
-            config,
-            seed=self.seed,
-            score=self.score if checks else None,
-            checks=checks,
-            patience=2,
-            device=self.device,
-            progress=None,
-        )
-        assert isinstance(found.model, CellVAE)
-        return found.model, found.best_step
-
-    def score(self, model: CellVAE) -> float:
-        """Corrected loss of the first cells."""
-        return float(self.tally(model, SCORED, draws=2).per_cell().mean())
-
-    def shrinkage(self, model: CellVAE, config: Config) -> Shrinkage:
-        """How far to draw the model in: as given, or as the held-out molecules want it."""
-        if config.shrinkage is not None:
-            return Shrinkage(rest=config.shrinkage)
-        return learn_shrinkage(model, self.molecules, self.design, seed=self.seed)
-
-    def tally(
-        self,
-        model: CellVAE,
-        cells: int | None = None,
-        draws: int = 8,
-        estimate: str = "mean",
-    ) -> Tally:
-        """All scores of some cells; models are chosen by their means, and judged as written."""
-        train, test = self.molecules.train[:cells], self.molecules.test[:cells]
-        tally = Tally(self.molecules.ratio)
-        for part in rates(model, Counts(train), self.design, draws=draws, seed=self.seed):
-            tally.add(point(part, estimate), test[part.start : part.stop])
-        return tally
 
 
 def select(
@@ -226,7 +97,7 @@ def select(
     hidden = thin(counts.take(unseen), SHARE, seed)[0][:, trial.molecules.genes]
     surprise = Surprise.fit(
         *_elbos(model, trial.molecules.train, trial.design, seed),
-        *_elbos(model, hidden, _rows(design, unseen), seed),
+        *_elbos(model, hidden, design.take(unseen), seed),
     )
     genes = trial.molecules.genes
     return Selection(found.config, verdict, surprise, model, genes, found.shrinkage)
@@ -245,7 +116,7 @@ class _Chosen:
     """What came of choosing: the trial, its model, and the cells that stayed unseen."""
 
     config: Config
-    trial: _Trial
+    trial: Trial
     model: CellVAE
     unseen: np.ndarray
     tried: list[tuple[str, float]]
@@ -267,8 +138,8 @@ def _chosen(
             f"{len(counts)} cells are too few to learn from and to judge by; {FEW} are needed"
         )
     seen, unseen = _sample(len(counts), seed)
-    trial = _Trial(split(counts.take(seen), SHARE, seed), _rows(design, seen), seed, device)
-    steps = config.steps or default_steps(len(seen), config.batch_size)
+    trial = Trial.of(counts, design, seen, seed, device)
+    steps = config.steps or default_steps(len(trial.library), config.batch_size)
     tried: list[tuple[str, float]] = []
     if search:
         config = _search(trial, config, steps, tried, say)
@@ -283,9 +154,7 @@ def _chosen(
     return _Chosen(replace(config, steps=chosen), trial, model, unseen, tried, shrinkage)
 
 
-def judge(
-    trial: _Trial, model: CellVAE, tried: tuple[tuple[str, float], ...], say: Say
-) -> Verdict:
+def judge(trial: Trial, model: CellVAE, tried: tuple[tuple[str, float], ...], say: Say) -> Verdict:
     """The model beside what could be done without it, on the same held-out molecules."""
     molecules = trial.molecules
     ours = trial.tally(model, estimate=Output.estimate)
@@ -311,7 +180,7 @@ def judge(
     )
 
 
-def coverage(trial: _Trial, model: CellVAE, cells: int = 1000) -> tuple[tuple[float, float], ...]:
+def coverage(trial: Trial, model: CellVAE, cells: int = 1000) -> tuple[tuple[float, float], ...]:
     """(Level, share of held-out molecules whose randomised rank is in that central interval).
 
     Only values where a molecule is expected in at least one of a hundred cells count: what is all
@@ -332,7 +201,7 @@ def coverage(trial: _Trial, model: CellVAE, cells: int = 1000) -> tuple[tuple[fl
 
 
 def _search(
-    trial: _Trial, config: Config, steps: int, tried: list[tuple[str, float]], say: Say
+    trial: Trial, config: Config, steps: int, tried: list[tuple[str, float]], say: Say
 ) -> Config:
     """Move each free option along its ladder while short runs get better."""
     free = [name for name in LADDERS if getattr(config, name) is None]
@@ -382,15 +251,7 @@ def _elbos(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of ln p(x) and libraries of the first cells."""
     train = train[:most]
-    kept = np.flatnonzero(_sums(train) > 0)
-    train, design = train[kept], _rows(design, kept)
+    kept = np.flatnonzero(sums(train) > 0)
+    train, design = train[kept], design.take(kept)
     found = [part.elbo for part in rates(model, Counts(train), design, draws=2, seed=seed)]
-    return np.concatenate(found), _sums(train)
-
-
-def _rows(design: Design, index: np.ndarray) -> Design:
-    return Design(design.codes[index], design.values[index], design.sizes)
-
-
-def _sums(counts: Any) -> np.ndarray:
-    return np.asarray(counts.sum(1, dtype=np.float64)).ravel()
+    return np.concatenate(found), sums(train)

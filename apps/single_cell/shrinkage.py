@@ -43,7 +43,7 @@ from apps.single_cell.covariates import Design
 from apps.single_cell.likelihood import SPEED
 from apps.single_cell.mcv import Split
 from apps.single_cell.model import CellVAE, Decoder, make_context
-from apps.single_cell.posterior import CELLS, cut
+from apps.single_cell.posterior import CELLS
 
 OWN = 20
 """Directions with a weight of their own; the rest share one."""
@@ -115,7 +115,7 @@ def learn_shrinkage(
         return Shrinkage()
     chosen = _sample(molecules.train.shape[0], seed)
     train, test = molecules.train[chosen], molecules.test[chosen]
-    cells = _Cells(model, Counts(train), _rows(design, chosen))
+    cells = _Cells(model, Counts(train), design.take(chosen))
     held = _HeldOut(model, cells, train, test, molecules.ratio)
     groups = torch.arange(len(cells.sizes)).clamp(max=OWN)
     weights = torch.ones(int(groups[-1]) + 1, dtype=torch.float64)
@@ -161,7 +161,7 @@ def shrink(
     if bool((weights == 1).all()):
         return found
     chosen = _sample(len(counts), seed)
-    cells = _Cells(model, counts.select(cells=chosen), _rows(design, chosen))
+    cells = _Cells(model, counts.select(cells=chosen), design.take(chosen))
     cells.draw_in(weights, found.decoder)
     return found
 
@@ -183,7 +183,7 @@ class _Cells:
         self.parts = []
         for start, stop, block in counts.blocks(CELLS):
             x = torch.from_numpy(block.toarray())
-            here = cut(design, slice(start, stop))
+            here = design.take(slice(start, stop))
             context = make_context(x.sum(1).numpy(), here, slice(None))
             z = model.encode(x, context).mean
             self.parts.append((model.decoder.features(z, context), context))
@@ -325,7 +325,3 @@ def _sample(cells: int, seed: int) -> np.ndarray:
     if cells <= SAMPLE:
         return np.arange(cells)
     return np.sort(np.random.default_rng([seed, cells]).permutation(cells)[:SAMPLE])
-
-
-def _rows(design: Design, index: np.ndarray) -> Design:
-    return Design(design.codes[index], design.values[index], design.sizes)
