@@ -2,7 +2,7 @@
 
     python benchmarks/driving.py DATA [--models FOLDER] [--rows none,flow,...] [--sets NAME,...]
                                  [--steps 120] [--light] [--seeds 0] [--train-only]
-                                 [--name driving] [--out FOLDER]
+                                 [--set A.B=C] [--name driving] [--out FOLDER]
 
 DATA holds `camvid/`, `static_val/`, `road_anomaly21_val/`, `road_obstacle21_val/`,
 `fishyscapes_static_val/` and `coco_cutouts/` (docs/driving.md says where they come from). A base
@@ -10,7 +10,8 @@ model is trained from scratch on camvid/train without negatives (recipes/driving
 then goes on from it for the same number of steps, the row without negatives, too. Whatever is in
 FOLDER already is not made again: a run that was stopped goes on where it was. Everything but the
 training uses the sets for nothing but scoring. With --light all rows have the loss that `light`
-alone has otherwise; their FOLDER should be one of its own.
+alone has otherwise, with --set another value of the config (of the base, fit.precision alone: on a
+CPU without bfloat16 32-true is ten times faster); their FOLDER should be one of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,8 @@ from apps.anomaly_driving.textures import write_textures
 from apps.anomaly_driving.train import train
 from core.progress import progress_bar
 from core.report import Row, Table, replacing, report, write_results, write_text
+from core.settings import merge
+from pipelines._door import overrides
 
 HERE = Path(__file__).parent
 SETS = {
@@ -48,6 +53,7 @@ SETS = {
 }
 LIGHT = {"uniform": 0.1, "d_out": 0.25}
 """A lighter loss: a fifth and a half of the usual weights, to spare the classes."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 SEAM = ("max_logit", "jsd", "d_out")
 VAL_ROWS, VAL_EVERY = 240, 3
 """Height at which, and which of the frames on which, the known classes are judged."""
@@ -63,6 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated; default: all")
     parser.add_argument("--steps", type=int, default=120, help="of every row, after the base")
     parser.add_argument("--light", action="store_true", help="the lighter loss for all rows")
+    parser.add_argument("--set", action="append", default=[], help="A.B=C, for all rows")
     parser.add_argument("--seeds", default="0", help="comma-separated, of every row")
     parser.add_argument("--longer-side", type=int, default=None, help="pixels that are scored")
     parser.add_argument("--train-only", action="store_true")
@@ -72,9 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     rows = {name: ROWS[name] for name in options.rows.split(",")}
     seeds = [int(seed) for seed in options.seeds.split(",")]
+    more = merge({"loss": LIGHT} if options.light else {}, overrides(options.set))
     for seed in [] if options.as_is else seeds:
         for name in rows:
-            train_row(name, seed, options.data, options.models, options.steps, options.light)
+            train_row(name, seed, options.data, options.models, options.steps, more)
     if options.train_only:
         return
     models = [
@@ -99,23 +107,35 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def train_row(
-    name: str, seed: int, data: Path, models: Path, steps: int, light: bool = False
+    name: str,
+    seed: int,
+    data: Path,
+    models: Path,
+    steps: int,
+    more: Mapping[str, Any] = NOTHING,
 ) -> Path:
     """The model of a row, trained if it is not there."""
     base, folder = models / "base", model_folder(models, name, seed, steps)
     if not (base / "model.json").exists():
-        config = read_config(HERE / "recipes" / "driving.json")
+        fit = {key: value for key, value in more.get("fit", {}).items() if key == "precision"}
+        config = read_config(HERE / "recipes" / "driving.json", {"fit": fit})
         train(data / "camvid" / "train", base, config, resume=True, say=say)
     if not (folder / "model.json").exists():
         say(f"{ROWS[name]}, seed {seed}, {steps} steps")
-        config = row_config(name, data, models, steps, light)
+        config = row_config(name, data, models, steps, more)
         train(
             data / "camvid" / "train", folder, config, seed=seed, start=base, resume=True, say=say
         )
     return folder
 
 
-def row_config(name: str, data: Path, models: Path, steps: int, light: bool = False) -> Config:
+def row_config(
+    name: str,
+    data: Path,
+    models: Path,
+    steps: int,
+    more: Mapping[str, Any] = NOTHING,
+) -> Config:
     """The recipe of a row: everything but the negatives is the same in all but `light`."""
     negatives: dict[str, Any] = {"kind": "diffusion" if name == "light" else name}
     if name == "textures":
@@ -127,7 +147,8 @@ def row_config(name: str, data: Path, models: Path, steps: int, light: bool = Fa
         HERE / "recipes" / "driving.json",
         recipe,
         {"negatives": negatives, "fit": {"steps": steps}},
-        {"loss": LIGHT} if light or name == "light" else {},
+        {"loss": LIGHT} if name == "light" else {},
+        more,
     )
 
 
@@ -212,7 +233,8 @@ def closed_table(
     title = (
         f"camvid/val, every {VAL_EVERY}rd frame at {VAL_ROWS} rows: known classes, and "
         f"known parts pasted as negatives are (0.5: not noticed); "
-        f"{options.steps} steps after the base{', lighter loss' if options.light else ''}; "
+        f"{options.steps} steps after the base{', lighter loss' if options.light else ''}"
+        f"{''.join(f', {value}' for value in options.set)}; "
         f"means over the seeds"
     )
     formats = {"miou": ".1f", **dict.fromkeys([f"seam_{score}" for score in SEAM], ".2f")}

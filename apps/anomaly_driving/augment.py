@@ -40,6 +40,8 @@ class AugmentConfig:
         hue: most by which colours turn about the grey axis, in radians.
         grain: largest contrast of a random texture that whole pictures are multiplied by: a
             network that distrusts every strange texture distrusts every other town.
+        fade: probability that a picture loses its colours, in part or wholly: grass of another
+            green is not unexpected.
         dress: strength at which every class of a picture gets a light and colours of its own:
             a road of pale concrete, a dry lawn.
     """
@@ -54,6 +56,7 @@ class AugmentConfig:
     noise: float = 0.03
     hue: float = 0.0
     grain: float = 0.0
+    fade: float = 0.0
     dress: float = 0.0
 
     def __post_init__(self) -> None:
@@ -61,7 +64,7 @@ class AugmentConfig:
             raise AleatorError(f"crops of {self.width}x{self.height}: at least 32x32 is needed")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise AleatorError(f"augment.scale={self.scale}: expected 0 < least <= most")
-        for name in ("light", "noise", "hue", "grain", "dress"):
+        for name in ("light", "noise", "hue", "grain", "fade", "dress"):
             if not getattr(self, name) >= 0:
                 raise AleatorError(
                     f"augment.{name}={getattr(self, name)}: it must not be negative"
@@ -132,14 +135,16 @@ def relight(images: Tensor, config: AugmentConfig, generator: torch.Generator) -
         gamma = (0.4 * draw[:, :1]).exp()
         images = images.clamp_min(1e-4) ** gamma
         images = images * (0.15 * draw[:, 5:8]).exp()  # white balance
-        grey = images.mean(1, keepdim=True)
-        images = grey + (images - grey) * (1 + 0.6 * draw[:, 1:2])
+        images = faded(images, 1 + 0.6 * draw[:, 1:2])
         level = images.mean((1, 2, 3), keepdim=True)
         images = level + (images - level) * (0.45 * draw[:, 2:3]).exp()
         images = images + 0.15 * draw[:, 3:4]
     if config.hue:
         turn = config.hue * (2 * rand((batch,), generator) - 1)
         images = turned(images, turn.to(images))
+    if config.fade:
+        chance, left = rand((2, batch, 1, 1, 1), generator).to(images)
+        images = faded(images, torch.where(chance < config.fade, left, 1.0))
     if config.grain:
         contrast = config.grain * rand((batch, 1, 1, 1), generator)
         images = images * (1 + contrast.to(images) * grains(images, generator))
@@ -180,6 +185,12 @@ def dressed(
     level = images.mean((2, 3), keepdim=True)
     images = level + (images - level) * (0.5 * contrast).exp()
     return (images * (light + colour).exp()).clamp(0, 1)
+
+
+def faded(images: Tensor, left: Tensor | float) -> Tensor:
+    """Colours (B, 3, H, W) of which a share is left, (B, 1, 1, 1): 1 as they are, 0 grey."""
+    grey = images.mean(1, keepdim=True)
+    return grey + (images - grey) * left
 
 
 def turned(images: Tensor, angles: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apps.anomaly_driving.augment import faded
 from apps.anomaly_driving.segmenter import SegmenterConfig, build_segmenter
 from core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from core.errors import AleatorError, CheckpointError
@@ -49,6 +50,8 @@ class ModelConfig:
         longer_side: pixels of the images that it was trained on: what `score` resizes to.
         scales: of it at which the network looks when it scores; its logits are averaged. Two
             scales rarely err alike, and cost what they have pixels.
+        colours: share of an image's colours that the network sees when it scores, 1 for all and
+            0 for grey: those of another town are strange where its shapes are not.
     """
 
     classes: tuple[str, ...] = CAMVID
@@ -58,6 +61,7 @@ class ModelConfig:
     std: tuple[float, float, float] = (0.29, 0.30, 0.30)
     longer_side: int = 480
     scales: tuple[float, ...] = (1.0,)
+    colours: float = 1.0
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -66,6 +70,8 @@ class ModelConfig:
             raise AleatorError(f"{len(self.classes)} classes: at least two are needed")
         if not self.scales or not all(0.25 <= scale <= 2 for scale in self.scales):
             raise AleatorError(f"scales {self.scales}: some between 0.25 and 2 are needed")
+        if not 0 <= self.colours <= 1:
+            raise AleatorError(f"colours {self.colours}: a share between 0 and 1 is needed")
         if 0 <= self.void < len(self.classes):
             raise AleatorError(f"void id {self.void} is also the id of {self.classes[self.void]}")
 
@@ -133,8 +139,10 @@ class AnomalyModel(nn.Module):
         """
         if images.dim() != 4 or images.shape[1] != 3:
             raise AleatorError(f"images of shape {tuple(images.shape)}; (B, 3, H, W) is needed")
-        if self.training or self.config.scales == (1.0,):
+        if self.training:
             return self._at_one_scale(images)
+        if self.config.colours < 1:
+            images = faded(images, self.config.colours)
         return mean_outputs([self._at_one_scale(x) for x in rescaled(images, self.config.scales)])
 
     def _at_one_scale(self, images: Tensor) -> Outputs:
@@ -211,6 +219,8 @@ def rescaled(images: Tensor, scales: Sequence[float]) -> list[Tensor]:
 
 def mean_outputs(found: Sequence[Outputs]) -> Outputs:
     """The mean of logits at the size of the first, whose features they are."""
+    if len(found) == 1:
+        return found[0]
     size = found[0].logits.shape[2:]
 
     def mean(values: list[Tensor]) -> Tensor:

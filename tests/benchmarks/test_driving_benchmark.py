@@ -112,7 +112,9 @@ def test_lost_miou_is_of_the_same_seed(bench, tmp_path, monkeypatch):
         }.items()
     }
     models = [("none", 0), ("none", 1), ("flow", 0), ("flow", 1), ("vae", 1), ("vae", 2)]
-    options = argparse.Namespace(data=tmp_path, models=tmp_path, steps=9, light=False)
+    options = argparse.Namespace(
+        data=tmp_path, models=tmp_path, steps=9, light=False, set=["a.b=1"]
+    )
     rows = {**bench.ROWS}
     base, none, vae, flow = bench.closed_table(rows, models, options).rows
     assert (base["miou"], none["miou"], none["range"]) == (30.0, 41.0, "40.0 to 42.0")
@@ -130,7 +132,9 @@ def test_rows_differ_in_their_negatives_alone(bench, tmp_path):
         assert differing <= {"negatives"} | ({"loss"} if name == "light" else set())
         assert row["fit"]["steps"] == 9
         assert row["negatives"]["kind"] in (name, "diffusion", "paste")
-        light = bench.row_config(name, tmp_path, tmp_path / "models", 9, light=True).to_dict()
+        more = {"loss": bench.LIGHT, "augment": {"fade": 0.4}}
+        light = bench.row_config(name, tmp_path, tmp_path / "models", 9, more).to_dict()
+        assert light["augment"] == row["augment"] | {"fade": 0.4}
         assert light["negatives"] == row["negatives"]
         assert {k: light["loss"][k] for k in bench.LIGHT} == bench.LIGHT
         kept = {"placement", "patch", "temperature"}

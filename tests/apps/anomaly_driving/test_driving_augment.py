@@ -12,6 +12,7 @@ from apps.anomaly_driving.augment import (
     blurred,
     crops,
     dressed,
+    faded,
     grains,
     relight,
     turned,
@@ -94,6 +95,25 @@ def test_bad_options(changes):
         AugmentConfig(**changes)
 
 
+def test_fading_leaves_the_grey_and_a_share_of_the_colours():
+    x = torch.rand((2, 3, 4, 4), generator=stream())
+    grey = x.mean(1, keepdim=True)
+    some = faded(x, torch.tensor([0.25, 0.0]).reshape(2, 1, 1, 1))
+    torch.testing.assert_close(some.mean(1, keepdim=True), grey)
+    torch.testing.assert_close(some[0] - grey[0], 0.25 * (x[0] - grey[0]))
+    torch.testing.assert_close(some[1], grey[1].expand(3, 4, 4))
+
+
+def test_as_many_pictures_fade_as_were_asked_for():
+    x = torch.rand((400, 3, 2, 2), generator=stream())
+    only = {"light": 0.0, "blur": 0.0, "noise": 0.0}
+    out = relight(x, AugmentConfig(**only, fade=0.3), stream(5))
+    left = out.std(1).mean((1, 2)) / x.std(1).mean((1, 2))
+    changed = left < 0.9999
+    assert abs(changed.float().mean() - 0.3) < 0.06
+    assert abs(left[changed].mean() - 0.5) < 0.1  # uniform on (0, 1)
+
+
 def test_hue_turns_about_grey():
     x = torch.rand(2, 3, 8, 8, generator=stream())
     torch.testing.assert_close(turned(x, torch.zeros(2)), x)
@@ -127,7 +147,7 @@ def test_every_class_is_dressed_alike_and_void_stays():
     assert dressed(images, labels, 2, 0.0, stream()) is images
 
 
-@pytest.mark.parametrize("name", ["light", "noise", "hue", "grain", "dress"])
+@pytest.mark.parametrize("name", ["light", "noise", "hue", "grain", "fade", "dress"])
 def test_strengths_are_not_negative(name):
     with pytest.raises(AleatorError, match=f"augment.{name}=-1"):
         AugmentConfig(**{name: -1})

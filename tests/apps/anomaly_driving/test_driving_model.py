@@ -110,6 +110,33 @@ def test_logits_of_several_scales_are_averaged_when_it_scores(head):
         torch.testing.assert_close(found.d_out, wanted)
 
 
+def test_colours_fade_when_it_scores_alone():
+    segmenter = SegmenterConfig(depth=3)
+    torch.manual_seed(0)
+    plain = AnomalyModel(ModelConfig(segmenter=segmenter)).eval()
+    half = AnomalyModel(ModelConfig(segmenter=segmenter, colours=0.5)).eval()
+    half.load_state_dict(plain.state_dict())
+    x = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = plain((x + x.mean(1, keepdim=True)) / 2).logits
+        torch.testing.assert_close(half(x).logits, expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(plain(x).logits, expected, rtol=1e-2)
+        in_training = []
+        for model in (plain, half):
+            torch.manual_seed(2)  # of dropout
+            in_training.append(model.train()(x).logits)
+    assert torch.equal(*in_training)
+
+
+def test_colours_are_kept_and_bad_ones_refused(tmp_path):
+    segmenter = SegmenterConfig(depth=3)
+    AnomalyModel(ModelConfig(segmenter=segmenter, colours=0.4)).eval().save(tmp_path)
+    assert load(tmp_path).config.colours == 0.4
+    for colours in (-0.1, 1.1, float("nan")):
+        with pytest.raises(AleatorError, match="between 0 and 1"):
+            ModelConfig(colours=colours)
+
+
 def test_scales_are_kept_and_bad_ones_refused(tmp_path):
     segmenter = SegmenterConfig(arch="unet", encoder="resnet18", depth=3)
     AnomalyModel(ModelConfig(segmenter=segmenter, scales=(1.0, 0.5))).eval().save(tmp_path)
