@@ -11,6 +11,7 @@ from pipelines import _single_cell_options as options
 from pipelines._door import Scheduler, Workers, door, friendly, say
 from pipelines._single_cell_options import (
     BatchKey,
+    Candidates,
     Categorical,
     Continuous,
     Device,
@@ -18,6 +19,7 @@ from pipelines._single_cell_options import (
     Dispersion,
     DropEmpty,
     Estimate,
+    HowMany,
     LabelKey,
     Latent,
     Layer,
@@ -32,6 +34,7 @@ from pipelines._single_cell_options import (
     Source,
     Steps,
     Strength,
+    TrainedModel,
 )
 
 app = door(
@@ -156,10 +159,8 @@ def train(
 def generate(
     source: Source = None,
     output: OutputFile = Path("generated.h5ad"),
-    n: Annotated[int, typer.Option("--n", help="How many new cells.")] = 1000,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
-    ] = None,
+    n: HowMany = 1000,
+    model: TrainedModel = None,
     by: Annotated[
         list[str] | None,
         typer.Option(metavar="COLUMN=CATEGORY", help="What all new cells are; repeatable."),
@@ -183,6 +184,7 @@ def generate(
     steps: Steps = None,
     dispersion: Dispersion = "gene",
     search: Search = False,
+    candidates: Candidates = 10,
     seed: Seed = 0,
     device: Device = "auto",
     drop_empty: DropEmpty = False,
@@ -205,6 +207,7 @@ def generate(
         config=options.config(latent, likelihood, strength, steps, dispersion),
         seed=seed,
         search=search,
+        candidates=candidates,
         device=device,
         overwrite=overwrite,
         say=say,
@@ -225,9 +228,7 @@ def de(
     delta: Annotated[float, typer.Option(help="Least log2 fold change of interest.")] = 0.25,
     fdr: Annotated[float, typer.Option(help="Expected share of false discoveries.")] = 0.05,
     table: Annotated[Path | None, typer.Option(help="Also a CSV of all genes.")] = None,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
-    ] = None,
+    model: TrainedModel = None,
     layer: Layer = None,
     batch_key: BatchKey = None,
     categorical: Categorical = None,
@@ -275,9 +276,7 @@ def integrate(
     ] = None,
     label_key: LabelKey = None,
     report: Annotated[Path | None, typer.Option(help="Folder for that table.")] = None,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Folder of a trained model; fits if none.")
-    ] = None,
+    model: TrainedModel = None,
     layer: Layer = None,
     categorical: Categorical = None,
     continuous: Continuous = None,

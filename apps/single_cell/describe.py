@@ -54,10 +54,10 @@ def generator_sentence(generator: Generator) -> str:
     prior, scatter = generator.prior, generator.scatter
     columns = [group.key for group in prior.conditions.groups]
     told = f"generates cells ({prior.config.family}) by {', '.join(columns) or 'no column'}"
-    if scatter is None or not scatter.chance:
-        return told
-    often = f"{1e3 * scatter.chance:g} molecules in 1000"
-    return f"{told}; {often} are counted about {scatter.size:g} times"
+    if scatter is not None and scatter.chance:
+        often = f"{1e3 * scatter.chance:g} molecules in 1000"
+        told += f"; {often} are counted about {scatter.size:g} times"
+    return told if generator.critic is None else f"{told}; a critic chooses among candidates"
 
 
 def describe_cells(thing: str, layer: str | None = None) -> str:

@@ -1,11 +1,12 @@
 r"""New cells that no one measured, and cells as they would be under another condition.
 
     y = (z, ln n) ~ prior(c),    λ ~ scatter around the model's rates given z and c,
-    x ~ Multinomial(n, λ / Σ λ)
+    x ~ Multinomial(n, λ / Σ λ),    of several x one that looks real
 
-A `Generator` is a trained denoiser with a prior over its latents (see `prior`) and a law of how
-counts scatter (see `scatter`). Cells come with the conditions that were asked for in obs, and with
-their latents in obsm: the same seed and number give the same cells, whatever else is generated.
+A `Generator` is a trained denoiser with a prior over its latents (see `prior`), a law of how
+counts scatter (see `scatter`), and a critic of what comes of it (see `critic`). Cells come with
+the conditions that were asked for in obs, and with their latents in obsm: the same seed and number
+give the same cells, whatever else is generated.
 """
 
 from __future__ import annotations
@@ -24,17 +25,19 @@ from torch import Tensor
 
 from apps.single_cell.cells import Cells
 from apps.single_cell.config import Config
+from apps.single_cell.covariates import Design
+from apps.single_cell.critic import CANDIDATES, FEW, MOST, REFERENCE, Critic, choose
 from apps.single_cell.data import Source, open_cells
 from apps.single_cell.denoise import LATENT, Denoiser
 from apps.single_cell.fitting import default_steps
-from apps.single_cell.likelihood import CellLaw
 from apps.single_cell.model import make_context
 from apps.single_cell.prior import CellPrior, PriorConfig, conditions_of, fit_prior, latents
-from apps.single_cell.scatter import Scatter
+from apps.single_cell.scatter import Scatter, draw_counts
 from apps.single_cell.selection import BASE
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import AleatorError
-from core.random import gamma, keyed_generator, rand
+from core.progress import progress_bar
+from core.random import keyed_generator
 
 EPOCHS, STRENGTH, COMPONENTS = 2, 30.0, 32
 """A model that is to generate trains so many times as long as one that is to denoise: what few
@@ -42,8 +45,8 @@ cells have is learned late. It is thinned, so that noise is not learned with it,
 weights need a weaker prior; the prior of its latents is a mixture, because under a standard normal
 one the latents of a type are wider than the type."""
 APP = "single_cell_prior"
-FOLDER, SCATTER = "prior", "scatter"
-"""Where a model's folder keeps its prior; what the law of rates is called there."""
+FOLDER, SCATTER, CRITIC = "prior", "scatter", "critic."
+"""Where a model's folder keeps its prior; names of the law of rates and of the critic there."""
 BLOCK = 256
 """Cells that are drawn at once."""
 
@@ -78,11 +81,13 @@ class Generator:
         denoiser: trained.
         prior: of its latents and of libraries.
         scatter: of rates; the model's own law if None.
+        critic: chooses among candidates; the first one if None.
     """
 
     denoiser: Denoiser
     prior: CellPrior
     scatter: Scatter | None = None
+    critic: Critic | None = None
 
     @classmethod
     def fit(
@@ -131,13 +136,28 @@ class Generator:
         )
         unit = "laws of counts" if progress else None
         scatter = Scatter.fit(denoiser.model, *known, seed, progress=unit)
-        return cls(denoiser, prior, scatter)
+        return cls(denoiser, prior, scatter)._criticised(cells, seed)
+
+    def _criticised(self, cells: Cells, seed: int) -> Generator:
+        """With a critic that has learned from these cells, if they are enough."""
+        if len(cells) < FEW:
+            return self
+        order = torch.randperm(len(cells), generator=keyed_generator(seed, 4))[:MOST]
+        chosen = np.sort(order.numpy())
+        obs = cells.obs.iloc[chosen]
+        drawn = [
+            self.generate_for(obs, seed=_other(seed, CANDIDATES + k), candidates=1).X
+            for k in range(REFERENCE)
+        ]
+        return replace(self, critic=Critic.fit(cells.counts.take(chosen), drawn, seed))
 
     def save(self, folder: Path | str) -> None:
         """Write the prior into the folder of its model, which must be there already."""
         own = self.scatter
         told = {} if own is None else {SCATTER: {"chance": own.chance, "size": own.size}}
         tensors = {} if own is None else {SCATTER: own.log_dispersion}
+        if self.critic is not None:
+            tensors |= {CRITIC + name: value for name, value in self.critic.tensors().items()}
         save_checkpoint(
             Path(folder) / FOLDER,
             app=APP,
@@ -165,10 +185,19 @@ class Generator:
             raise AleatorError(f"{folder}: its prior belongs to another model; train both again")
         told, tensors = state.pop(SCATTER, None), dict(found.tensors)
         scatter = None if told is None else Scatter(tensors.pop(SCATTER), **told)
-        return cls(denoiser, CellPrior.from_dict(state, tensors), scatter)
+        names = [name for name in tensors if name.startswith(CRITIC)]
+        learned = {name.removeprefix(CRITIC): tensors.pop(name) for name in names}
+        critic = Critic.of(learned) if learned else None
+        return cls(denoiser, CellPrior.from_dict(state, tensors), scatter, critic)
 
     def generate(
-        self, cells: int, where: Mapping[str, str] | None = None, *, seed: int = 0
+        self,
+        cells: int,
+        where: Mapping[str, str] | None = None,
+        *,
+        seed: int = 0,
+        candidates: int = CANDIDATES,
+        progress: bool = False,
     ) -> ad.AnnData:
         """New cells.
 
@@ -177,6 +206,8 @@ class Generator:
             where: column -> category, e.g. {"cell_type": "B"}; other conditions are drawn as they
                 come in the training cells.
             seed: of everything random.
+            candidates: cells that are drawn for each one, among which the critic chooses.
+            progress: show it.
 
         Returns:
             counts (CSR float32) in X, conditions in obs, latents in obsm["X_aleator"], how it was
@@ -186,25 +217,56 @@ class Generator:
             AleatorError: an unknown column or category.
         """
         obs = self.prior.choose(cells, dict(where or {}), seed)
-        return self.generate_for(obs, seed=seed)
+        return self.generate_for(obs, seed=seed, candidates=candidates, progress=progress)
 
-    def generate_for(self, obs: pd.DataFrame, *, seed: int = 0) -> ad.AnnData:
+    def generate_for(
+        self,
+        obs: pd.DataFrame,
+        *,
+        seed: int = 0,
+        candidates: int = CANDIDATES,
+        progress: bool = False,
+    ) -> ad.AnnData:
         """One new cell for each row of a table of conditions.
 
         Args:
             obs: (N, ...) with all columns of the prior's conditions.
             seed: of everything random.
+            candidates: as of `generate`.
+            progress: show it.
 
         Raises:
-            AleatorError: a column is missing, or has an unknown category.
+            AleatorError: a column is missing, or has an unknown category; no candidate.
         """
+        if candidates < 1:
+            raise AleatorError(f"{candidates} candidates: at least one is needed")
+        tried = 1 if self.critic is None else candidates
         rows = self.prior.conditions.encode(obs, "the table of conditions")
-        drawn = [
-            self.prior.draw(rows.take(slice(start, stop)), seed, start)
-            for start, stop in _blocks(len(obs))
-        ]
-        z, library = (torch.cat(list(parts)) for parts in zip(*drawn, strict=True))
-        return self._cells(z, library, obs, seed, {"what": "generated"})
+        design = self.denoiser.covariates.encode(obs, "the table of conditions")
+        found: list[tuple[Tensor, sp.csr_matrix]] = []
+        with progress_bar(len(obs), "new cells" if progress else None) as advance:
+            for start, stop in _blocks(len(obs)):
+                part = slice(start, stop)
+                drawn = []
+                for k in range(tried):
+                    own = _other(seed, k)
+                    z, library = self.prior.draw(rows.take(part), own, start)
+                    drawn.append((z, self._counts(z, library, design.take(part), own, start)))
+                found.append(self._chosen(drawn, seed, start))
+                advance(stop - start)
+        z, x = torch.cat([one for one, _ in found]), sp.vstack([x for _, x in found], format="csr")
+        return self._table(z, x, obs, seed, {"what": "generated", "candidates": tried})
+
+    def _chosen(
+        self, drawn: list[tuple[Tensor, sp.csr_matrix]], seed: int, first: int
+    ) -> tuple[Tensor, sp.csr_matrix]:
+        """Of each cell's candidates one."""
+        if len(drawn) == 1:
+            return drawn[0]
+        assert self.critic is not None
+        pick = choose(np.stack([self.critic.log_ratio(x) for _, x in drawn]), seed, first)
+        at, cells = len(pick) * pick + np.arange(len(pick)), sp.vstack([x for _, x in drawn])
+        return torch.cat([z for z, _ in drawn])[torch.from_numpy(at)], sp.csr_matrix(cells)[at]
 
     def translate(
         self,
@@ -251,23 +313,32 @@ class Generator:
         centre, _ = latents(self.denoiser.model, known.counts, design)
         z, library = self.prior.translate(centre[:, :-1], centre[:, -1].exp(), *rows)
         facts = {"what": "translated", "column": column, "from": start, "to": end}
-        return self._cells(z, library, after, seed, facts)
+        to = self.denoiser.covariates.encode(after, where)
+        blocks = [
+            self._counts(
+                z[start:stop], library[start:stop], to.take(slice(start, stop)), seed, start
+            )
+            for start, stop in _blocks(len(after))
+        ]
+        return self._table(z, sp.vstack(blocks, format="csr"), after, seed, facts)
 
-    def _cells(
-        self, z: Tensor, library: Tensor, obs: pd.DataFrame, seed: int, facts: dict[str, Any]
+    @torch.no_grad()
+    def _counts(
+        self, z: Tensor, library: Tensor, design: Design, seed: int, first: int
+    ) -> sp.csr_matrix:
+        """Counts of cells with given latents; cell i draws from (seed, i)."""
+        n = library.round().clamp(min=1.0)
+        context = make_context(n.numpy(), design, slice(None))
+        streams = [keyed_generator(seed, 1, first + i) for i in range(len(z))]
+        law = self.denoiser.model.decode(z, context)
+        x = draw_counts(law, streams, self.scatter, context.get("label"))
+        return sp.csr_matrix(x.numpy()).astype(np.float32)
+
+    def _table(
+        self, z: Tensor, x: sp.csr_matrix, obs: pd.DataFrame, seed: int, facts: dict[str, Any]
     ) -> ad.AnnData:
-        """Counts of cells with given latents, and everything around them."""
-        design = self.denoiser.covariates.encode(obs, "the table of conditions")
-        blocks = []
-        for start, stop in _blocks(len(obs)):
-            n = library[start:stop].round().clamp(min=1.0)
-            context = make_context(n.numpy(), design.take(slice(start, stop)), slice(None))
-            streams = [keyed_generator(seed, 1, i) for i in range(start, stop)]
-            with torch.no_grad():
-                law = self.denoiser.model.decode(z[start:stop], context)
-            x = draw_counts(law, streams, self.scatter, context.get("label"))
-            blocks.append(sp.csr_matrix(x.numpy()))
-        adata = ad.AnnData(sp.vstack(blocks, format="csr").astype(np.float32), obs=obs.copy())
+        """Cells and everything around them."""
+        adata = ad.AnnData(x, obs=obs.copy())
         adata.var_names = list(self.denoiser.genes)
         adata.obsm[LATENT] = z.numpy().astype(np.float32)
         adata.uns["aleator"] = {
@@ -277,43 +348,6 @@ class Generator:
             "seed": seed,
         }
         return adata
-
-
-def draw_counts(
-    law: CellLaw,
-    streams: Sequence[torch.Generator],
-    scatter: Scatter | None = None,
-    group: Tensor | None = None,
-) -> Tensor:
-    r"""Counts (N, G) whose totals are the libraries.
-
-        λ_g ~ scatter, or Gamma(θ_g, mean μ_g),   x ~ Multinomial(n, λ / Σ λ)
-
-    A negative binomial of each gene by itself would have totals that vary around n, and the prior
-    has learned what totals are like: their variance would count twice.
-
-    Args:
-        law: of N cells, whose libraries are whole numbers.
-        streams: one for each cell.
-        scatter: of the rates; the law's own if None.
-        group: (N,) batches of the cells, for `scatter`.
-    """
-    rate = law.rate
-    if scatter is not None:
-        rate = scatter.rates(law, streams, group)
-    elif law.log_dispersion is not None:
-        theta = law.dispersion.expand_as(rate).contiguous()
-        rate = gamma(theta, streams) * (rate / theta)
-    if law.zero_logits is not None:
-        kept = rand(rate.shape, streams, dtype=rate.dtype) < law.keep
-        rate = torch.where(kept.any(1, keepdim=True), rate * kept, rate)
-    rows = [
-        torch.bincount(
-            torch.multinomial(r, int(n), replacement=True, generator=g), minlength=len(r)
-        )
-        for r, n, g in zip(rate.clamp(min=1e-30), law.library, streams, strict=True)
-    ]
-    return torch.stack(rows).float()
 
 
 def has_prior(folder: Path | str) -> bool:
@@ -339,3 +373,10 @@ def _labelled(cells: Cells, like: Sequence[str], say: Any) -> Cells:
 def _blocks(cells: int) -> Iterator[tuple[int, int]]:
     for start in range(0, cells, BLOCK):
         yield start, min(start + BLOCK, cells)
+
+
+def _other(seed: int, candidate: int) -> int:
+    """The seed of a candidate: that of the first is the seed itself."""
+    if candidate == 0:
+        return seed
+    return int(torch.randint(2**62, (1,), generator=keyed_generator(seed, 3, candidate)))

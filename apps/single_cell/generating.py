@@ -10,6 +10,7 @@ from typing import Any
 from apps.single_cell.cells import Cells
 from apps.single_cell.checks import some
 from apps.single_cell.config import Config
+from apps.single_cell.critic import CANDIDATES
 from apps.single_cell.denoise import Denoiser
 from apps.single_cell.generate import Generator, generating, has_prior, varied
 from apps.single_cell.inputs import Covariate, Input, bundled_model, model_of
@@ -113,6 +114,7 @@ def generate(
     config: Config | None = None,
     seed: int = 0,
     search: bool = False,
+    candidates: int = CANDIDATES,
     device: str = "auto",
     overwrite: bool = False,
     say: Say = print,
@@ -132,6 +134,7 @@ def generate(
         config: likewise.
         seed: of everything random.
         search: choose the options of the model by molecular cross-validation, as for denoising.
+        candidates: drawn for each new cell, among which the critic chooses.
         device: where.
         overwrite: an existing output.
         say: for the log.
@@ -154,8 +157,9 @@ def generate(
     learned = model is not None and has_prior(model)
     if learned and prior is not None:
         raise AleatorError(f"{model} has a prior of its own: leave --prior out")
-    if cells < 1:
-        raise AleatorError(f"--n {cells}: at least one cell is needed")
+    for option, number in (("--n", cells), ("--candidates", candidates)):
+        if number < 1:
+            raise AleatorError(f"{option} {number}: at least one cell is needed")
     bundled = model is not None and model == bundled_model()
     needed = translation is not None or not learned
     source = given.open(say) if needed and (bundled or given.source is not None) else None
@@ -170,7 +174,7 @@ def generate(
         known: Any = {"seed": seed, "search": search, "device": device, "say": say}
         denoiser = model_of(source, model, covariates, chosen, **known)
         generator = wanted.fit(denoiser, source, seed, device, say)
-    made = _made(generator, source, translation, cells, fixed, like, seed)
+    made = _made(generator, source, translation, cells, fixed, like, seed, candidates)
     written = write_anndata(made, path, overwrite=overwrite)
     told = "translated" if translation else "new"
     say(f"wrote {written}: {made.n_obs} {told} cells x {made.n_vars} genes")
@@ -185,6 +189,7 @@ def _made(
     fixed: dict[str, str],
     like: Sequence[str],
     seed: int,
+    candidates: int,
 ) -> Any:
     """Cells of the source translated, or so many new ones; an AnnData."""
     if translation:
@@ -199,7 +204,7 @@ def _made(
                 f"the prior does not know {column} (it knows {', '.join(known) or 'none'}): "
                 "train with --like, or give INPUT and a model without a prior"
             )
-    return generator.generate(cells, fixed, seed=seed)
+    return generator.generate(cells, fixed, seed=seed, candidates=candidates, progress=True)
 
 
 def _columns(generator: Generator) -> list[str]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,3 +214,40 @@ def _blocks(
         mu = model.decode(q.mean + q.stddev * noise, context).rate
         group = context["label"] if several else torch.zeros(len(x), dtype=torch.long)
         yield x, mu, group
+
+
+def draw_counts(
+    law: CellLaw,
+    streams: Sequence[torch.Generator],
+    scatter: Scatter | None = None,
+    group: Tensor | None = None,
+) -> Tensor:
+    r"""Counts (N, G) whose totals are the libraries.
+
+        λ_g ~ scatter, or Gamma(θ_g, mean μ_g),   x ~ Multinomial(n, λ / Σ λ)
+
+    A negative binomial of each gene by itself would have totals that vary around n, and the prior
+    has learned what totals are like: their variance would count twice.
+
+    Args:
+        law: of N cells, whose libraries are whole numbers.
+        streams: one for each cell.
+        scatter: of the rates; the law's own if None.
+        group: (N,) batches of the cells, for `scatter`.
+    """
+    rate = law.rate
+    if scatter is not None:
+        rate = scatter.rates(law, streams, group)
+    elif law.log_dispersion is not None:
+        theta = law.dispersion.expand_as(rate).contiguous()
+        rate = gamma(theta, streams) * (rate / theta)
+    if law.zero_logits is not None:
+        kept = rand(rate.shape, streams, dtype=rate.dtype) < law.keep
+        rate = torch.where(kept.any(1, keepdim=True), rate * kept, rate)
+    rows = [
+        torch.bincount(
+            torch.multinomial(r, int(n), replacement=True, generator=g), minlength=len(r)
+        )
+        for r, n, g in zip(rate.clamp(min=1e-30), law.library, streams, strict=True)
+    ]
+    return torch.stack(rows).float()

@@ -1,5 +1,7 @@
 """New cells: exact totals, the law of each condition, translation there and back, refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,11 @@ import torch
 from apps.single_cell import Config, Denoiser
 from apps.single_cell.covariates import Design
 from apps.single_cell.describe import describe
-from apps.single_cell.generate import Generator, draw_counts
+from apps.single_cell.generate import Generator
 from apps.single_cell.generating import Translation, pair
 from apps.single_cell.likelihood import CellLaw
 from apps.single_cell.prior import PriorConfig
-from apps.single_cell.scatter import Scatter
+from apps.single_cell.scatter import Scatter, draw_counts
 from core.errors import AleatorError
 from core.random import keyed_generator
 
@@ -126,18 +128,41 @@ def test_saved_and_loaded(made, tmp_path):
     denoiser = generator.denoiser.save(tmp_path / "m")
     with pytest.raises(AleatorError, match="no prior"):
         Generator.load(tmp_path / "m")
-    Generator(denoiser, generator.prior, generator.scatter).save(tmp_path / "m")
+    replace(generator, denoiser=denoiser).save(tmp_path / "m")
     again = Generator.load(tmp_path / "m").generate(50)
     assert abs(again.X - generator.generate(50).X).max() == 0
+    assert "a critic chooses" in describe(str(tmp_path / "m"))
     Generator(denoiser, generator.prior).save(tmp_path / "m")  # as versions before `scatter` did
     plain = Generator.load(tmp_path / "m")
     assert plain.scatter is None
+    assert plain.critic is None
     assert abs(plain.generate(50).X - again.X).max() > 0
     Denoiser.fit(adata, batch_key="batch", config=Config(3, 8, "nb", strength=1.0, steps=2)).save(
         tmp_path / "m"
     )
     with pytest.raises(AleatorError, match="another model"):
         Generator.load(tmp_path / "m")
+
+
+def test_one_candidate_is_what_is_drawn_without_a_critic(made):
+    generator, _ = made
+    assert generator.critic is not None
+    one, ten = generator.generate(60, candidates=1), generator.generate(60)
+    plain = replace(generator, critic=None).generate(60)
+    assert abs(one.X - plain.X).max() == 0
+    assert (one.obsm["X_aleator"] == plain.obsm["X_aleator"]).all()
+    assert (one.uns["aleator"]["candidates"], ten.uns["aleator"]["candidates"]) == (1, 10)
+    same = abs(one.X - ten.X).sum(1) == 0
+    assert 0 < same.sum() < 30  # a tenth of them, about
+    with pytest.raises(AleatorError, match="0 candidates"):
+        generator.generate(5, candidates=0)
+
+
+def test_few_cells_teach_no_critic(made):
+    generator, adata = made
+    few = Generator.fit(generator.denoiser, adata[:150].copy(), like=["kind"], config=SHORT)
+    assert few.critic is None
+    assert few.generate(10).uns["aleator"]["candidates"] == 1
 
 
 def test_counts_come_with_the_scatter_that_is_given(made):
