@@ -1,11 +1,14 @@
-"""The bundled weights on every set, beside the model without negatives that they grew from.
+"""The bundled weights on every set, beside a model without negatives or earlier weights.
 
-    python benchmarks/driving_bundled.py DATA VALIDATION --none MODELS/base1000 [--sets NAME,...]
-                                         [--add] [--out FOLDER]
+    python benchmarks/driving_bundled.py DATA VALIDATION --beside MODELS/none_wide
+                                         [--called "no negatives"] [--model MODELS/both]
+                                         [--sets NAME,...] [--add] [--name driving_bundled]
+                                         [--out FOLDER]
 
 DATA is that of `driving.py`; VALIDATION what `driving_shift.py` wrote. The rows are scores of the
-bundled model; the row without negatives has the score of the highest AP of those that need none,
-and looks at the same scales. With --add, tables of other sets that are in the results already
+bundled model; the row of the model beside it has the score of the highest AP of those that need no
+outlier head. A model fresh from training looks at the scales and colours of the bundled one; one
+that says how it looks does so. With --add, tables of other sets that are in the results already
 stay, if they are of the same two models.
 Intervals (90 %) are of a paired bootstrap over frames.
 """
@@ -37,7 +40,7 @@ SETS = (
     *("static_val", "static_shift", "foreign_roads", "foreign_small"),
     *("road_anomaly21_val", "road_obstacle21_val", "fishyscapes_static_val"),
 )
-PLAIN = ("msp", "max_logit", "entropy", "jsd", "energy", "energy@smooth")
+PLAIN = ("msp", "max_logit", "entropy", "jsd", "jsd@smooth", "energy", "energy@smooth")
 SCORES = (*PLAIN, "d_out", "hybrid")
 VAL_ROWS, VAL_EVERY = 240, 3
 """Height at which, and which of the frames on which, the known classes are judged."""
@@ -48,22 +51,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("data", type=Path, help="folder with the data sets")
     parser.add_argument("validation", type=Path, help="what driving_shift.py wrote")
-    parser.add_argument("--none", type=Path, required=True, help="model without negatives")
+    parser.add_argument("--beside", type=Path, required=True, help="model to compare with")
+    parser.add_argument("--called", default="no negatives", help="what it is")
+    parser.add_argument("--model", type=Path, default=BUNDLED_MODEL, help="instead of the bundled")
+    parser.add_argument("--name", default="driving_bundled", help="of the tables")
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated; default: all")
     parser.add_argument("--add", action="store_true", help="to the results that are there")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(arguments)
-    ours, none = (at_bundled_scales(path) for path in (BUNDLED_MODEL, options.none))
+    ours, beside = (looking_alike(path) for path in (options.model, options.beside))
     kept, models = (
-        options.out / "driving_bundled.json",
-        [m.model.fingerprint for m in (ours, none)],
+        options.out / f"{options.name}.json",
+        [m.model.fingerprint for m in (ours, beside)],
     )
     tables = earlier(kept, models) if options.add else []
     if not tables:
-        tables = [closed_table(ours, none, options.data / "camvid" / "val")]
+        tables = [closed_table(ours, beside, options.data / "camvid" / "val", options.called)]
     for name in options.sets.split(","):
         folder = next(f / name for f in (options.data, options.validation) if (f / name).is_dir())
-        table = set_table(folder, ours, none)
+        table = set_table(folder, ours, beside, options.called)
         table.print()
         tables = [other for other in tables if other.title != table.title] + [table]
         results = write_results(kept, tables, models=models)
@@ -84,19 +90,21 @@ def earlier(path: Path, models: list[str]) -> list[Table]:
     return tables
 
 
-def at_bundled_scales(path: Path) -> Network:
-    """A model that looks at the bundled model's scales."""
-    network, scales = open_network(path), load(BUNDLED_MODEL).config.scales
+def looking_alike(path: Path) -> Network:
+    """A model that looks at the bundled model's scales and colours, if it does not say its own."""
+    network, bundled = open_network(path), load(BUNDLED_MODEL).config
     assert isinstance(network.model, AnomalyModel)
-    network.model.config = dataclasses.replace(network.model.config, scales=scales)
+    if network.model.config.scales == (1.0,):
+        looks = {"scales": bundled.scales, "colours": bundled.colours}
+        network.model.config = dataclasses.replace(network.model.config, **looks)
     return network
 
 
-def closed_table(ours: Network, none: Network, folder: Path) -> Table:
+def closed_table(ours: Network, beside: Network, folder: Path, called: str) -> Table:
     """Closed mIoU."""
     frames = read_frames(folder, CAMVID, 11, height=VAL_ROWS).every(VAL_EVERY)
     lines: list[Row] = []
-    for title, network in (("without negatives", none), ("bundled", ours)):
+    for title, network in ((called, beside), ("bundled", ours)):
         assert isinstance(network.model, AnomalyModel)
         miou = frames_miou(network.model, frames) or 0.0
         lines.append({"model": title, "miou": 100 * miou})
@@ -104,17 +112,17 @@ def closed_table(ours: Network, none: Network, folder: Path) -> Table:
     return Table(lines, {"model": "model", "miou": "closed mIoU, %"}, {"miou": ".1f"}, {}, title)
 
 
-def set_table(folder: Path, ours: Network, none: Network) -> Table:
+def set_table(folder: Path, ours: Network, beside: Network, called: str) -> Table:
     """One set: every score of the bundled model, and the best of the other."""
     found = counts(ours, folder, SCORES)
-    without = counts(none, folder, PLAIN)
-    best = max(PLAIN, key=lambda score: without[score][0].curve().metrics()["ap"])
-    lines: list[Row] = [row(f"no negatives, {best}", without[best], None)]
+    other = counts(beside, folder, PLAIN)
+    best = max(PLAIN, key=lambda score: other[score][0].curve().metrics()["ap"])
+    lines: list[Row] = [row(f"{called}, {best}", other[best], None)]
     for score in SCORES:
         title = f"**{score}**" if score == default_scores(ours)[0] else score
-        lines.append(row(title, found[score], without.get(score)))
+        lines.append(row(title, found[score], other.get(score)))
     heads = {"score": "score", "ap": "AP %", "fpr95": "FPR95 %", "auroc": "AuROC %"}
-    heads["gain"] = "AP over no negatives, the same score"
+    heads["gain"] = f"AP over {called}, the same score"
     title = f"{folder.name}, trained on camvid/train alone; in bold the default score"
     return Table(lines, heads, dict.fromkeys(("ap", "fpr95", "auroc"), ".1f"), {}, title)
 

@@ -1,5 +1,6 @@
 """The benchmarks of the evaluator, of speed and of thresholds measure what they say."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -95,6 +96,21 @@ def test_tables_are_added_to_those_of_the_same_models_alone(bench, tmp_path):
         module.earlier(path, ["c", "b"])
 
 
+def test_models_fresh_from_training_look_as_the_bundled_one_and_others_as_they_say(
+    bench, tmp_path
+):
+    module = bench("driving_bundled")
+    bundled = module.load(module.BUNDLED_MODEL)
+    looks = ((1.0,), 1.0), ((1.0, 0.5), 0.9)
+    for name, (scales, colours) in zip(("fresh", "own"), looks, strict=True):
+        bundled.config = dataclasses.replace(bundled.config, scales=scales, colours=colours)
+        bundled.save(tmp_path / name)
+    shipped = module.load(module.BUNDLED_MODEL).config
+    fresh, own = (module.looking_alike(tmp_path / name).model.config for name in ("fresh", "own"))
+    assert (fresh.scales, fresh.colours) == (shipped.scales, shipped.colours)
+    assert (own.scales, own.colours) == ((1.0, 0.5), 0.9)
+
+
 def test_rows_of_a_held_out_class_never_see_it_and_differ_in_their_negatives_alone(
     bench, tmp_path
 ):
@@ -125,15 +141,17 @@ def test_models_are_compared_on_frames_of_every_object(bench, tmp_path):
 def test_a_choice_may_be_added_to(bench, tmp_path):
     module = bench("driving_choice")
     path = tmp_path / "driving_choice.json"
-    assert module.earlier(path, [Path("b")], ["energy"]) == []
+    assert module.earlier(path, ["b"], ["energy"]) == []
     rows = [
         {"model": name, "score": score, "miou": 41.4}
         for name, score in (("a", "energy"), ("b", "energy"), ("b", "jsd"))
     ]
     write_results(path, [module.table_of(rows)])
-    kept = module.earlier(path, [Path("models/b"), Path("c")], ["jsd", "msp"])
+    kept = module.earlier(path, ["b", "c"], ["jsd", "msp"])
     assert kept == rows[:2]
     old = [{"model": "a", "miou": 41.4}]  # before a score could be chosen
     write_results(path, [module.table_of(old)])
-    assert module.earlier(path, [Path("b")], ["jsd"]) == [{**old[0], "score": "energy"}]
-    assert module.earlier(path, [Path("a")], ["energy"]) == []
+    assert module.earlier(path, ["b"], ["jsd"]) == [{**old[0], "score": "energy"}]
+    assert module.earlier(path, ["a"], ["energy"]) == []
+    assert module.titled(Path("models/b"), 1.0) == "b"
+    assert module.titled(Path("models/b"), 0.6) == "b, 0.6 of the colours"

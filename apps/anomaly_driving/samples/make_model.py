@@ -25,8 +25,10 @@ $train -o MODELS/whole --start MODELS/start --config $recipes/driving_whole.json
 $train -o MODELS/wide --start MODELS/whole --config $recipes/driving_wide.json
 $train -o MODELS/sharp --start MODELS/whole --config $recipes/driving_sharp.json
 $average MODELS/both MODELS/wide MODELS/sharp
-python -m apps.anomaly_driving.samples.make_model MODELS/both --data DATA --score {score} \\
-    --scales {scales}"""
+$train -o MODELS/pale --start MODELS/both --config $recipes/driving_pale.json
+$average MODELS/both_pale MODELS/both MODELS/pale
+python -m apps.anomaly_driving.samples.make_model MODELS/both_pale --data DATA \\
+    --score {score} --scales {scales} --colours {colours}"""
 DATA = (
     "CamVid (Brostow, Fauqueur, Cipolla 2009), 367 training frames of 480x360; research data "
     "without a redistribution licence, not bundled. The negatives are samples of a generator "
@@ -35,7 +37,8 @@ DATA = (
 )
 STEPS = (
     "1000 without negatives, 4000 with diffusion samples and textures, then 1000 and 800 of two "
-    "kinds; the mean of the last two models"
+    "kinds; the mean of these two models, 1000 on pictures of pale and turned colours from there, "
+    "and the mean of before and after"
 )
 
 
@@ -46,10 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with camvid/train")
     parser.add_argument("--score", default="energy", help="the default score of these weights")
     parser.add_argument("--scales", default="1", help="comma-separated, see ModelConfig")
+    parser.add_argument("--colours", type=float, default=1.0, help="share, see ModelConfig")
     options = parser.parse_args(arguments)
     found = load_checkpoint(options.model, app=APP)
     card = {**found.card, "data": DATA, "licence": "that of this project; see the data"}
-    card["command"] = COMMANDS.format(score=options.score, scales=options.scales)
+    looks = {name: getattr(options, name) for name in ("score", "scales", "colours")}
+    card["command"] = COMMANDS.format(**looks)
     card["scores"] = [row for row in found.card.get("scores", []) if row]
     card["measured"] = "benchmarks/results/driving_bundled.md"
     card["steps"] = STEPS
@@ -57,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     seen = digests(sorted((options.data / "camvid" / "train" / "images").iterdir()))
     model = from_checkpoint(found, str(options.model))
     scales = tuple(float(scale) for scale in options.scales.split(","))
-    model.config = dataclasses.replace(model.config, scales=scales)
+    model.config = dataclasses.replace(model.config, scales=scales, colours=options.colours)
     model.save(
         OUT,
         card=card,
