@@ -158,6 +158,22 @@ def test_one_candidate_is_what_is_drawn_without_a_critic(made):
         generator.generate(5, candidates=0)
 
 
+def test_latents_are_those_of_the_candidate_that_was_kept(made):
+    from apps.single_cell.generate import _other
+
+    generator, _ = made
+    kept = generator.generate(300, {"kind": "1", "batch": "b0"}, candidates=3)
+    tried = [
+        generator.generate(300, {"kind": "1", "batch": "b0"}, seed=_other(0, k), candidates=1)
+        for k in range(3)
+    ]
+    same = [(x.obsm["X_aleator"] == kept.obsm["X_aleator"]).all(1) for x in tried]
+    assert (np.sum(same, 0) == 1).all()
+    assert min(np.sum(same, 1)) > 50  # each is chosen about as often
+    for x, rows in zip(tried, same, strict=True):
+        assert abs(x.X[rows] - kept.X[rows]).max() == 0
+
+
 def test_few_cells_teach_no_critic(made):
     generator, adata = made
     few = Generator.fit(generator.denoiser, adata[:150].copy(), like=["kind"], config=SHORT)
