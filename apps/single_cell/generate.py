@@ -136,19 +136,19 @@ class Generator:
         )
         unit = "laws of counts" if progress else None
         scatter = Scatter.fit(denoiser.model, *known, seed, progress=unit)
-        return cls(denoiser, prior, scatter)._criticised(cells, seed)
+        unit = "cells for the critic" if progress else None
+        return cls(denoiser, prior, scatter)._criticised(cells, seed, unit)
 
-    def _criticised(self, cells: Cells, seed: int) -> Generator:
+    def _criticised(self, cells: Cells, seed: int, progress: str | None) -> Generator:
         """With a critic that has learned from these cells, if they are enough."""
         if len(cells) < FEW:
             return self
         order = torch.randperm(len(cells), generator=keyed_generator(seed, 4))[:MOST]
         chosen = np.sort(order.numpy())
         obs = cells.obs.iloc[chosen]
-        drawn = [
-            self.generate_for(obs, seed=_other(seed, CANDIDATES + k), candidates=1).X
-            for k in range(REFERENCE)
-        ]
+        known: dict[str, Any] = {"candidates": 1, "progress": progress}
+        seeds = [_other(seed, CANDIDATES + k) for k in range(REFERENCE)]
+        drawn = [self.generate_for(obs, seed=own, **known).X for own in seeds]
         return replace(self, critic=Critic.fit(cells.counts.take(chosen), drawn, seed))
 
     def save(self, folder: Path | str) -> None:
@@ -197,7 +197,7 @@ class Generator:
         *,
         seed: int = 0,
         candidates: int = CANDIDATES,
-        progress: bool = False,
+        progress: str | None = None,
     ) -> ad.AnnData:
         """New cells.
 
@@ -207,7 +207,7 @@ class Generator:
                 come in the training cells.
             seed: of everything random.
             candidates: cells that are drawn for each one, among which the critic chooses.
-            progress: show it.
+            progress: what the cells are called on stderr; None for silence.
 
         Returns:
             counts (CSR float32) in X, conditions in obs, latents in obsm["X_aleator"], how it was
@@ -225,7 +225,7 @@ class Generator:
         *,
         seed: int = 0,
         candidates: int = CANDIDATES,
-        progress: bool = False,
+        progress: str | None = None,
     ) -> ad.AnnData:
         """One new cell for each row of a table of conditions.
 
@@ -233,7 +233,7 @@ class Generator:
             obs: (N, ...) with all columns of the prior's conditions.
             seed: of everything random.
             candidates: as of `generate`.
-            progress: show it.
+            progress: likewise.
 
         Raises:
             AleatorError: a column is missing, or has an unknown category; no candidate.
@@ -244,7 +244,7 @@ class Generator:
         rows = self.prior.conditions.encode(obs, "the table of conditions")
         design = self.denoiser.covariates.encode(obs, "the table of conditions")
         found: list[tuple[Tensor, sp.csr_matrix]] = []
-        with progress_bar(len(obs), "new cells" if progress else None) as advance:
+        with progress_bar(len(obs), progress) as advance:
             for start, stop in _blocks(len(obs)):
                 part = slice(start, stop)
                 drawn = []

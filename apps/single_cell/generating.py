@@ -197,14 +197,15 @@ def _made(
             raise AleatorError("a translation needs the cells that are to be translated as INPUT")
         ends = (translation.column, translation.start, translation.end)
         return generator.translate(source, *ends, seed=seed)
-    known = _columns(generator)
+    there = _columns(generator)
     for column in like:
-        if column not in known:
+        if column not in there:
             raise AleatorError(
-                f"the prior does not know {column} (it knows {', '.join(known) or 'none'}): "
+                f"the prior does not know {column} (it knows {', '.join(there) or 'none'}): "
                 "train with --like, or give INPUT and a model without a prior"
             )
-    return generator.generate(cells, fixed, seed=seed, candidates=candidates, progress=True)
+    known: Any = {"candidates": candidates, "progress": "new cells"}
+    return generator.generate(cells, fixed, seed=seed, **known)
 
 
 def _columns(generator: Generator) -> list[str]:
