@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from apps.single_cell.realism import Components
+from core.errors import CheckpointError
 from core.random import keyed_generator
 
 CANDIDATES = 10
@@ -91,7 +92,16 @@ class Critic:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Critic:
-        """Undo `tensors`."""
+        """Undo `tensors`.
+
+        Raises:
+            CheckpointError: some are missing, or there are others.
+        """
+        names = {entry.name for entry in fields(cls)}
+        if differing := names ^ set(tensors):
+            raise CheckpointError(
+                f"the prior's critic is incomplete ({', '.join(sorted(differing))}); train again"
+            )
         return cls(**tensors)
 
 

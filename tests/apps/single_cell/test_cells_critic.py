@@ -11,6 +11,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from apps.single_cell import critic as module
 from apps.single_cell.critic import LIMIT, Critic, choose
 from apps.single_cell.realism import Components
+from core.errors import CheckpointError
 from core.random import keyed_generator
 
 GENES = 30
@@ -93,3 +94,5 @@ def test_kept_and_read(learned):
     again = Critic.of(critic.tensors())
     new = cells(20, 0.5, 9)
     assert (again.log_ratio(new) == critic.log_ratio(new)).all()
+    with pytest.raises(CheckpointError, match=r"incomplete \(square\); train again"):
+        Critic.of({name: value for name, value in critic.tensors().items() if name != "square"})
