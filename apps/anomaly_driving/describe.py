@@ -6,7 +6,7 @@ from pathlib import Path
 
 from apps.anomaly_driving.config import Config
 from apps.anomaly_driving.frames import read_frames
-from apps.anomaly_driving.model import APP, from_checkpoint
+from apps.anomaly_driving.model import APP, ModelConfig, from_checkpoint
 from apps.anomaly_driving.synthesize import stored_negatives
 from core.checkpoint import META, load_checkpoint
 from core.errors import AleatorError
@@ -39,11 +39,21 @@ def describe_model(folder: Path) -> str:
         f"{len(config.classes)} classes: {', '.join(config.classes)}; void is {config.void}",
         f"negatives: {stored_negatives(found.config).kind}",
         f"trained on: {found.card.get('data', 'unknown')}",
-        f"pictures are scored at {config.longer_side} pixels on the longer side",
+        f"pictures are scored at {config.longer_side} pixels on the longer side{_looks(config)}",
     ]
+    if score := found.card.get("score"):
+        lines.append(f"default score: {score}")
     for row in found.card.get("scores", []):
         lines.append("scores: " + ", ".join(f"{k} {v}" for k, v in row.items()))
     return "\n".join(lines)
+
+
+def _looks(config: ModelConfig) -> str:
+    """How else a model looks at them, if it does."""
+    told = ""
+    if config.scales != (1.0,):
+        told += f", at {', '.join(f'{scale:g}' for scale in config.scales)} of it"
+    return told if config.colours == 1 else f"{told}, with {config.colours:g} of their colours"
 
 
 def describe_frames(folder: Path, config: Config) -> str:

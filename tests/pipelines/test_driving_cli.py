@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from apps.anomaly_driving.using import BUNDLED_MODEL
 from pipelines.driving import app
 
 SMALL = ["augment.height=48", "augment.width=64", "fit.batch_size=2", "void=255"]
@@ -72,3 +73,9 @@ def test_help_names_the_commands():
     done = run("--help")
     assert done.exit_code == 0
     assert all(name in done.output for name in ("train", "synthesize", "info"))
+
+
+def test_info_tells_how_the_bundled_weights_look():
+    told = run("info", BUNDLED_MODEL).output
+    assert "480 pixels on the longer side, at 1, 0.667 of it, with 0.6 of their colours" in told
+    assert "default score: jsd@smooth" in told
