@@ -11,7 +11,7 @@ then goes on from it for the same number of steps, the row without negatives, to
 FOLDER already is not made again: a run that was stopped goes on where it was. Everything but the
 training uses the sets for nothing but scoring. With --light all rows have the loss that `light`
 alone has otherwise, with --set another value of the config (of the base, fit.precision alone: on a
-CPU without bfloat16 32-true is ten times faster); their FOLDER should be one of its own.
+CPU without bfloat16 32-true is much faster); their FOLDER should be one of its own.
 """
 
 from __future__ import annotations

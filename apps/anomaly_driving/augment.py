@@ -64,10 +64,15 @@ class AugmentConfig:
             raise AleatorError(f"crops of {self.width}x{self.height}: at least 32x32 is needed")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise AleatorError(f"augment.scale={self.scale}: expected 0 < least <= most")
-        for name in ("light", "noise", "hue", "grain", "fade", "dress"):
+        for name in ("light", "noise", "hue", "grain", "dress"):
             if not getattr(self, name) >= 0:
                 raise AleatorError(
                     f"augment.{name}={getattr(self, name)}: it must not be negative"
+                )
+        for name in ("flip", "blur", "fade"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise AleatorError(
+                    f"augment.{name}={getattr(self, name)}: a probability between 0 and 1 is needed"
                 )
 
 

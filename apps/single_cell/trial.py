@@ -68,7 +68,7 @@ class Trial:
             raise AleatorError(
                 f"only {len(kept)} of {len(index)} cells have molecules left to learn from when a "
                 f"tenth is held out; {FEW} are needed: leave out cells of a few molecules "
-                "(pp.filter(min_counts=...)), or keep more genes"
+                "(pp.filter_cells, min_counts), or keep more genes"
             )
         if len(kept) < len(index):
             train, test = molecules.train[kept], molecules.test[kept]

@@ -147,7 +147,14 @@ def test_every_class_is_dressed_alike_and_void_stays():
     assert dressed(images, labels, 2, 0.0, stream()) is images
 
 
-@pytest.mark.parametrize("name", ["light", "noise", "hue", "grain", "fade", "dress"])
+@pytest.mark.parametrize("name", ["light", "noise", "hue", "grain", "dress"])
 def test_strengths_are_not_negative(name):
     with pytest.raises(AleatorError, match=f"augment.{name}=-1"):
         AugmentConfig(**{name: -1})
+
+
+@pytest.mark.parametrize("name", ["flip", "blur", "fade"])
+@pytest.mark.parametrize("value", [-0.1, 3.0, float("nan")])
+def test_probabilities_are_between_0_and_1(name, value):
+    with pytest.raises(AleatorError, match=rf"augment.{name}=.*a probability between 0 and 1"):
+        AugmentConfig(**{name: value})
