@@ -70,9 +70,10 @@ class AugmentConfig:
                     f"augment.{name}={getattr(self, name)}: it must not be negative"
                 )
         for name in ("flip", "blur", "fade"):
-            if not 0 <= getattr(self, name) <= 1:
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
                 raise AleatorError(
-                    f"augment.{name}={getattr(self, name)}: a probability between 0 and 1 is needed"
+                    f"augment.{name}={value}: a probability between 0 and 1 is needed"
                 )
 
 
