@@ -2,7 +2,8 @@
 
     python benchmarks/driving.py DATA [--models FOLDER] [--rows none,flow,...] [--sets NAME,...]
                                  [--steps 120] [--light] [--seeds 0] [--train-only]
-                                 [--set A.B=C] [--name driving] [--out FOLDER]
+                                 [--scores energy,energy+jsd,...] [--set A.B=C]
+                                 [--name driving] [--out FOLDER]
 
 DATA holds `camvid/`, `static_val/`, `road_anomaly21_val/`, `road_obstacle21_val/`,
 `fishyscapes_static_val/` and `coco_cutouts/` (docs/driving.md says where they come from). A base
@@ -11,15 +12,17 @@ then goes on from it for the same number of steps, the row without negatives, to
 FOLDER already is not made again: a run that was stopped goes on where it was. Everything but the
 training uses the sets for nothing but scoring. With --light all rows have the loss that `light`
 alone has otherwise, with --set another value of the config (of the base, fit.precision alone: on a
-CPU without bfloat16 32-true is much faster); their FOLDER should be one of its own.
+CPU without bfloat16 32-true is much faster); their FOLDER should be one of its own. Ensembles of
+scores have their scales from every twelfth frame of camvid/train.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,11 +34,12 @@ from apps.anomaly_driving.bootstrap import FrameCounts
 from apps.anomaly_driving.closed import frames_miou
 from apps.anomaly_driving.config import Config, read_config
 from apps.anomaly_driving.data import Driving, open_data
+from apps.anomaly_driving.fits import fit_scores
 from apps.anomaly_driving.frames import Frames, read_frames
 from apps.anomaly_driving.model import CAMVID, load
 from apps.anomaly_driving.network import Network, Scorer, open_network
 from apps.anomaly_driving.pixel_metrics import PixelCounts, frame_counts
-from apps.anomaly_driving.scores import DEFAULT, resolve
+from apps.anomaly_driving.scores import DEFAULT, is_fitted, parse, resolve
 from apps.anomaly_driving.seam import seam_auroc
 from apps.anomaly_driving.textures import write_textures
 from apps.anomaly_driving.train import train
@@ -58,6 +62,8 @@ SEAM = ("max_logit", "jsd", "d_out")
 VAL_ROWS, VAL_EVERY = 240, 3
 """Height at which, and which of the frames on which, the known classes are judged."""
 KNOWN = f"known_{VAL_ROWS}.json"
+FIT_EVERY = 12
+"""Which of the training frames give ensembles their scales."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,6 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], help="A.B=C, for all rows")
     parser.add_argument("--seeds", default="0", help="comma-separated, of every row")
     parser.add_argument("--longer-side", type=int, default=None, help="pixels that are scored")
+    parser.add_argument("--scores", default=",".join(DEFAULT), help="comma-separated")
     parser.add_argument("--train-only", action="store_true")
     parser.add_argument("--as-is", action="store_true", help="tables of what is there already")
     parser.add_argument("--name", default="driving", help="of the tables")
@@ -160,14 +167,25 @@ def counts(row: str, seed: int, folder: str, options: argparse.Namespace) -> dic
     """Every score of a model on a set, from the cache beside the model if it is there."""
     model = model_folder(options.models, row, seed, options.steps)
     kept = counts_file(row, seed, folder, options)
-    if not kept.exists():
+    wanted = parse(options.scores)
+    if not holds(kept, wanted):
         network = open_network(model, longer_side=options.longer_side)
-        found = score_set(network, open_data(options.data / folder))
+        needed = any(is_fitted(name) for name in wanted)
+        known = open_data(options.data / "camvid" / "train") if needed else None
+        found = score_set(network, open_data(options.data / folder), wanted, known)
         arrays = {f"{n}/{part}": v for n, c in found.items() for part, v in vars(c).items()}
         with replacing(kept) as draft, draft.open("wb") as file:
             np.savez_compressed(file, **arrays)
     with np.load(kept) as stored:
-        return {n: Counts(stored[f"{n}/pooled"], stored[f"{n}/frames"]) for n in DEFAULT}
+        return {n: Counts(stored[f"{n}/pooled"], stored[f"{n}/frames"]) for n in wanted}
+
+
+def holds(kept: Path, scores: Sequence[str]) -> bool:
+    """Whether the cache has these scores."""
+    if not kept.exists():
+        return False
+    with np.load(kept) as stored:
+        return all(f"{name}/pooled" in stored for name in scores)
 
 
 def counts_file(row: str, seed: int, folder: str, options: argparse.Namespace) -> Path:
@@ -181,11 +199,20 @@ def known_file(row: str, seed: int, options: argparse.Namespace) -> Path:
     return model_folder(options.models, row, seed, options.steps) / KNOWN
 
 
-def score_set(network: Network, data: Driving) -> dict[str, Counts]:
-    """One pass over a set."""
-    scorer = Scorer(network, DEFAULT)
-    pooled = {name: PixelCounts() for name in DEFAULT}
-    frames = {name: FrameCounts() for name in DEFAULT}
+def score_set(
+    network: Network,
+    data: Driving,
+    names: Sequence[str] = DEFAULT,
+    known: Driving | None = None,
+) -> dict[str, Counts]:
+    """One pass over a set; `known` has the frames that ensembles have their scales from."""
+    fits: Mapping[str, Any] = NOTHING
+    if known is not None:
+        part = dataclasses.replace(known, frames=known.frames[::FIT_EVERY])
+        fits = fit_scores(network, part.samples, names)
+    scorer = Scorer(network, names, fits)
+    pooled = {name: PixelCounts() for name in names}
+    frames = {name: FrameCounts() for name in names}
     with progress_bar(len(data), "frames") as advance:
         for sample in data.labelled().samples():
             assert sample.anomaly is not None
@@ -194,7 +221,7 @@ def score_set(network: Network, data: Driving) -> dict[str, Counts]:
                 pooled[name].add(found)
                 frames[name].add(found)
             advance(1)
-    return {name: Counts(pooled[name].counts, frames[name].array()) for name in DEFAULT}
+    return {name: Counts(pooled[name].counts, frames[name].array()) for name in names}
 
 
 def closed_table(

@@ -10,7 +10,7 @@ import numpy as np
 
 from apps.anomaly_driving.bootstrap import Difference, intervals
 from apps.anomaly_driving.pixel_metrics import PixelCounts
-from apps.anomaly_driving.scores import DEFAULT
+from apps.anomaly_driving.scores import SCORES, parts
 from core.random import keyed_generator
 from core.report import Row, Table
 
@@ -25,8 +25,6 @@ ROWS = {
     "cutouts": "paste: real objects",
 }
 GENERATED = ("vae", "flow", "diffusion", "light", "flow_matching")
-PLAIN = tuple(name for name in DEFAULT if name not in ("d_out", "hybrid"))
-"""Scores that make sense without an outlier head that was trained."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +70,25 @@ def over_seeds(changes: Sequence[float]) -> str:
 Found = Mapping[tuple[str, int], Mapping[str, Counts]]
 
 
+def scores_of(found: Mapping[Any, Mapping[str, Any]]) -> list[str]:
+    """Names of all scores, in order."""
+    return list(dict.fromkeys(name for scores in found.values() for name in scores))
+
+
+def is_plain(score: str) -> bool:
+    """Whether it makes sense without an outlier head that was trained."""
+    return not any(SCORES[part].head for part in parts(score))
+
+
 def set_tables(folder: str, rows: dict[str, str], found: Found) -> list[Table]:
     """AP, FPR95 and AuROC of every row and score; gains over no negatives and real ones."""
+    names = scores_of(found)
     rows = {name: title for name, title in rows.items() if seeds_of(found, name)}
     measured = {
         key: {score: counted.metrics() for score, counted in scores.items() if fit_for(key, score)}
         for key, scores in found.items()
     }
-    heads = {"negatives": "negatives", **{name: name for name in DEFAULT}}
+    heads = {"negatives": "negatives", **{name: name for name in names}}
     alike = len({tuple(seeds_of(found, name)) for name in rows}) == 1
     tables = []
     for metric, heading, best in (
@@ -92,10 +101,10 @@ def set_tables(folder: str, rows: dict[str, str], found: Found) -> list[Table]:
             each = [measured[name, seed] for seed in seeds_of(found, name)]
             line = {s: 100 * float(np.mean([m[s][metric] for m in each])) for s in each[0]}
             lines.append({"negatives": seeded(name, title, found)} | line)
-        formats = dict.fromkeys(DEFAULT, ".1f")
+        formats = dict.fromkeys(names, ".1f")
         title = f"{folder}: {heading} in %, trained on camvid/train alone"
         # a lucky seed is not better than the mean of three: no row is bold then
-        bold = dict.fromkeys(DEFAULT, best) if alike else {}
+        bold = dict.fromkeys(names, best) if alike else {}
         tables.append(Table(lines, heads, formats, bold, title))
     if "none" in rows and len(rows) > 1:
         tables.append(gain_table(folder, rows, found, "none"))
@@ -106,7 +115,7 @@ def set_tables(folder: str, rows: dict[str, str], found: Found) -> list[Table]:
 
 
 def fit_for(model: tuple[str, int], score: str) -> bool:
-    return model[0] != "none" or score in PLAIN
+    return model[0] != "none" or is_plain(score)
 
 
 def seeded(name: str, title: str, found: Iterable[tuple[str, int]]) -> str:
@@ -124,7 +133,7 @@ def seed_tables(
     several = {n: title for n, title in rows.items() if len(seeds_of(measured, n)) > 1}
     if not several:
         return []
-    heads = {"negatives": "negatives", **{name: name for name in DEFAULT}}
+    heads = {"negatives": "negatives", **{name: name for name in scores_of(measured)}}
     tables = []
     for metric, heading in (("ap", "AP"), ("fpr95", "FPR95")):
         lines: list[Row] = []
@@ -133,7 +142,7 @@ def seed_tables(
             line = {s: span([100 * m[s][metric] for m in each]) for s in each[0]}
             lines.append({"negatives": seeded(name, title, measured)} | line)
         tables.append(Table(lines, heads, {}, {}, f"{folder}: {heading} in %, range over seeds"))
-    lines = []
+    lines, plain = [], [name for name in scores_of(measured) if is_plain(name)]
     for name, title in several.items():
         both = [s for s in seeds_of(measured, name) if ("none", s) in measured]
         if name != "none" and len(both) > 1:
@@ -142,12 +151,12 @@ def seed_tables(
                     100 * (measured[name, s][score]["ap"] - measured["none", s][score]["ap"])
                     for s in both
                 ]
-                for score in PLAIN
+                for score in plain
             }
             gains = {score: over_seeds(values) for score, values in aps.items()}
             lines.append({"negatives": f"{title} (seeds {', '.join(map(str, both))})"} | gains)
     if lines:
-        heads = {"negatives": "negatives", **{name: name for name in PLAIN}}
+        heads = {"negatives": "negatives", **{name: name for name in plain}}
         title = (
             f"{folder}: AP gained over no negatives of the same seed, percentage points, "
             "mean and range over seeds"
@@ -165,11 +174,12 @@ def gain_table(
     """AP less that of another row, the same score, frames drawn in pairs."""
     seed = seeds_of(found, against)[0]
     lines: list[Row] = []
+    plain = [name for name in scores_of(found) if is_plain(name)]
     for name, title in rows.items():
         if name == against or (name, seed) not in found:
             continue
         line: dict[str, Any] = {"negatives": title}
-        for score in PLAIN:
+        for score in plain:
             pair = {row: found[row, seed][score] for row in (against, name)}
             line[score] = interval(
                 intervals(
@@ -180,7 +190,7 @@ def gain_table(
                 )[name]
             )
         lines.append(line)
-    heads = {"negatives": "negatives", **{name: name for name in PLAIN}}
+    heads = {"negatives": "negatives", **{name: name for name in plain}}
     title = (
         f"{folder}: AP gained over {ROWS[against]}, percentage points, with 90 % intervals of a "
         f"paired bootstrap over frames; seed {seed}"

@@ -4,12 +4,15 @@ import argparse
 import importlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from apps.anomaly_driving.bootstrap import FrameCounts
 from apps.anomaly_driving.pixel_metrics import PixelCounts, frame_counts
+from apps.anomaly_driving.using import BUNDLED_MODEL
+from core.errors import AleatorError
 
 ROOT = Path(__file__).parents[2]
 
@@ -150,7 +153,44 @@ def test_what_is_trained_and_scored_is_not_made_again(bench, tmp_path):
     arrays = {f"{name}/pooled": np.eye(2) for name in bench.DEFAULT}
     arrays |= {f"{name}/frames": np.ones((3, 2, 4)) for name in bench.DEFAULT}
     np.savez_compressed(folder / "counts_a_set_own.npz", **arrays)
-    options = argparse.Namespace(models=tmp_path, steps=9, longer_side=None, data=tmp_path)
+    options = argparse.Namespace(
+        models=tmp_path, steps=9, longer_side=None, data=tmp_path, scores="jsd,energy"
+    )
     found = bench.counts("none", 0, "a_set", options)
-    assert set(found) == set(bench.DEFAULT)
+    assert list(found) == ["jsd", "energy"]
     assert len(found["jsd"]) == 3
+    kept = bench.counts_file("none", 0, "a_set", options)
+    assert bench.holds(kept, ["hybrid", "msp"])
+    assert not bench.holds(kept, ["msp", "energy+jsd"])  # to be scored again
+
+
+def test_a_set_is_scored_with_ensembles_of_known_scales(bench, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 64, 96, 3), np.uint8)
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    for index, image in enumerate(pixels):
+        label = np.zeros(image.shape[:2], np.uint8)
+        label[10:30, 10:40] = 1
+        cv2.imwrite(str(tmp_path / "images" / f"{index}.png"), image)
+        cv2.imwrite(str(tmp_path / "labels" / f"{index}.png"), label)
+    data, network = bench.open_data(tmp_path), bench.open_network(BUNDLED_MODEL)
+    found = bench.score_set(network, data, ("energy", "jsd", "energy+jsd"), data)
+    assert found["energy+jsd"].frames[:, 1].sum() == 2 * 20 * 30
+    outputs = network.outputs(pixels[0])
+    fits = bench.fit_scores(network, lambda: data.samples(), ("energy+jsd",))
+    assert set(fits) == {"energy+jsd"}
+    assert fits["energy+jsd"](outputs).shape == outputs.logits.shape[:1] + outputs.logits.shape[2:]
+    with pytest.raises(AleatorError, match="has to be fitted"):
+        bench.score_set(network, data, ("energy+jsd",))
+
+
+def test_tables_have_the_scores_that_were_measured(bench, tables):
+    found = {
+        (row, 0): {name: counted(bench, strength) for name in ("d_out", "energy+jsd")}
+        for row, strength in (("none", 0.5), ("flow", 2.0))
+    }
+    ap, *_, gain = tables.set_tables("a_set", {"none": "none", "flow": "flow"}, found)
+    assert list(ap.columns) == ["negatives", "d_out", "energy+jsd"]
+    assert "d_out" not in ap.rows[0]
+    assert "d_out" in ap.rows[1]
+    assert list(gain.rows[0]) == ["negatives", "energy+jsd"]
