@@ -74,8 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated; default: all")
     parser.add_argument("--sets", default=",".join(SETS), help="comma-separated; default: all")
     parser.add_argument("--steps", type=int, default=120, help="of every row, after the base")
-    parser.add_argument("--light", action="store_true", help="the lighter loss for all rows")
-    parser.add_argument("--set", action="append", default=[], help="A.B=C, for all rows")
+    add_changes(parser)
     parser.add_argument("--seeds", default="0", help="comma-separated, of every row")
     parser.add_argument("--longer-side", type=int, default=None, help="pixels that are scored")
     parser.add_argument("--scores", default=",".join(DEFAULT), help="comma-separated")
@@ -86,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     rows = {name: ROWS[name] for name in options.rows.split(",")}
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    more = merge({"loss": LIGHT} if options.light else {}, overrides(options.set))
+    more = changes(options)
     for seed in [] if options.as_is else seeds:
         for name in rows:
             train_row(name, seed, options.data, options.models, options.steps, more)
@@ -113,6 +112,28 @@ def main(arguments: list[str] | None = None) -> None:
         table.print()
 
 
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """Options for what differs from the recipe in all rows."""
+    parser.add_argument("--light", action="store_true", help="the lighter loss for all rows")
+    parser.add_argument("--set", action="append", default=[], help="A.B=C, for all rows")
+
+
+def changes(options: argparse.Namespace) -> dict[str, Any]:
+    """What they ask for, as of a config file."""
+    return merge({"loss": LIGHT} if options.light else {}, overrides(options.set))
+
+
+def told(options: argparse.Namespace) -> str:
+    """The same in words, for titles."""
+    light = ", lighter loss" if options.light else ""
+    return light + "".join(f", {value}" for value in options.set)
+
+
+def precision_of(more: Mapping[str, Any]) -> dict[str, Any]:
+    """The one change that a base is trained with, too."""
+    return {key: value for key, value in more.get("fit", {}).items() if key == "precision"}
+
+
 def train_row(
     name: str,
     seed: int,
@@ -124,8 +145,7 @@ def train_row(
     """The model of a row, trained if it is not there."""
     base, folder = models / "base", model_folder(models, name, seed, steps)
     if not (base / "model.json").exists():
-        fit = {key: value for key, value in more.get("fit", {}).items() if key == "precision"}
-        config = read_config(HERE / "recipes" / "driving.json", {"fit": fit})
+        config = read_config(HERE / "recipes" / "driving.json", {"fit": precision_of(more)})
         train(data / "camvid" / "train", base, config, resume=True, say=say)
     if not (folder / "model.json").exists():
         say(f"{ROWS[name]}, seed {seed}, {steps} steps")
@@ -260,9 +280,7 @@ def closed_table(
     title = (
         f"camvid/val, every {VAL_EVERY}rd frame at {VAL_ROWS} rows: known classes, and "
         f"known parts pasted as negatives are (0.5: not noticed); "
-        f"{options.steps} steps after the base{', lighter loss' if options.light else ''}"
-        f"{''.join(f', {value}' for value in options.set)}; "
-        f"means over the seeds"
+        f"{options.steps} steps after the base{told(options)}; means over the seeds"
     )
     formats = {"miou": ".1f", **dict.fromkeys([f"seam_{score}" for score in SEAM], ".2f")}
     return Table(lines, columns, formats, {}, title)
