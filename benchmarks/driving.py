@@ -62,6 +62,12 @@ SEAM = ("max_logit", "jsd", "d_out")
 VAL_ROWS, VAL_EVERY = 240, 3
 """Height at which, and which of the frames on which, the known classes are judged."""
 KNOWN = f"known_{VAL_ROWS}.json"
+JUDGED = (
+    f"camvid/val, every {VAL_EVERY}rd frame at {VAL_ROWS} rows: known classes, and known parts "
+    "pasted as negatives are (0.5: not noticed)"
+)
+SEAM_HEADS = {f"seam_{score}": f"seam AuROC, {score}" for score in SEAM}
+KNOWN_FORMATS = {"miou": ".1f", **dict.fromkeys(SEAM_HEADS, ".2f")}
 FIT_EVERY = 12
 """Which of the training frames give ensembles their scales."""
 
@@ -275,15 +281,10 @@ def closed_table(
         "miou": "closed mIoU, %",
         "range": "range",
         "change": "against none, the same seeds",
-        **{f"seam_{score}": f"seam AuROC, {score}" for score in SEAM},
+        **SEAM_HEADS,
     }
-    title = (
-        f"camvid/val, every {VAL_EVERY}rd frame at {VAL_ROWS} rows: known classes, and "
-        f"known parts pasted as negatives are (0.5: not noticed); "
-        f"{options.steps} steps after the base{told(options)}; means over the seeds"
-    )
-    formats = {"miou": ".1f", **dict.fromkeys([f"seam_{score}" for score in SEAM], ".2f")}
-    return Table(lines, columns, formats, {}, title)
+    title = f"{JUDGED}; {options.steps} steps after the base{told(options)}; means over the seeds"
+    return Table(lines, columns, KNOWN_FORMATS, {}, title)
 
 
 def known_quality(folder: Path, frames: Frames) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from apps.anomaly_driving.model import Outputs
+from apps.anomaly_driving.using import BUNDLED_MODEL
 from core.errors import AleatorError
 from core.report import Table, write_results
 
@@ -124,6 +125,23 @@ def test_rows_of_a_held_out_class_never_see_it_and_differ_in_their_negatives_alo
     )
     assert {key for key in plain if plain[key] != other[key]} == {"negatives"}
     assert plain["held_out"] == other["held_out"] == "bicyclist"
+
+
+def test_means_are_of_as_many_models_each_and_made_once(bench, tmp_path):
+    module = bench("driving_means")
+    assert {len(set(members)) for members in module.MEANS.values()} == {6}
+    assert set(module.MEANS) == set(module.TITLES)
+    assert all(kind == "none" for kind, _ in module.MEANS["none"])
+    assert module.told(module.MEANS["simulated"]) == "flow 0 1 2, diffusion 0 1 2"
+    model = bench("driving_bundled").load(BUNDLED_MODEL)
+    for name in "ab":
+        model.save(tmp_path / name)
+        with torch.no_grad():
+            next(model.parameters()).add_(1)
+    module.mean_of(tmp_path / "mean", [tmp_path / "a", tmp_path / "b"])
+    first, mean = (next(module.driving.load(tmp_path / n).parameters()) for n in ("a", "mean"))
+    assert torch.allclose(mean, first + 0.5, atol=1e-5)
+    module.mean_of(tmp_path / "mean", [])  # it is there
 
 
 def test_models_are_compared_on_frames_of_every_object(bench, tmp_path):
