@@ -12,7 +12,7 @@ from apps.anomaly_driving.bootstrap import Difference, intervals
 from apps.anomaly_driving.pixel_metrics import PixelCounts
 from apps.anomaly_driving.scores import SCORES, parts
 from core.random import keyed_generator
-from core.report import Row, Table
+from core.report import Best, Row, Table
 
 ROWS = {
     "none": "no negatives",
@@ -91,11 +91,12 @@ def set_tables(folder: str, rows: dict[str, str], found: Found) -> list[Table]:
     heads = {"negatives": "negatives", **{name: name for name in names}}
     alike = len({tuple(seeds_of(found, name)) for name in rows}) == 1
     tables = []
-    for metric, heading, best in (
+    shown: tuple[tuple[str, str, Best], ...] = (
         ("ap", "AP", "max"),
         ("fpr95", "FPR95", "min"),
         ("auroc", "AuROC", "max"),
-    ):
+    )
+    for metric, heading, best in shown:
         lines: list[Row] = []
         for name, title in rows.items():
             each = [measured[name, seed] for seed in seeds_of(found, name)]
@@ -104,7 +105,9 @@ def set_tables(folder: str, rows: dict[str, str], found: Found) -> list[Table]:
         formats = dict.fromkeys(names, ".1f")
         title = f"{folder}: {heading} in %, trained on camvid/train alone"
         # a lucky seed is not better than the mean of three: no row is bold then
-        bold = dict.fromkeys(names, best) if alike else {}
+        bold: dict[str, Best] = {}
+        if alike:
+            bold = dict.fromkeys(names, best)
         tables.append(Table(lines, heads, formats, bold, title))
     if "none" in rows and len(rows) > 1:
         tables.append(gain_table(folder, rows, found, "none"))
