@@ -196,9 +196,8 @@ def counts(row: str, seed: int, folder: str, options: argparse.Namespace) -> dic
     wanted = parse(options.scores)
     if not holds(kept, wanted):
         network = open_network(model, longer_side=options.longer_side)
-        needed = any(is_fitted(name) for name in wanted)
-        known = open_data(options.data / "camvid" / "train") if needed else None
-        found = score_set(network, open_data(options.data / folder), wanted, known)
+        fits = ensembles(network, options.data, wanted)
+        found = score_set(network, open_data(options.data / folder), wanted, fits)
         arrays = {f"{n}/{part}": v for n, c in found.items() for part, v in vars(c).items()}
         with replacing(kept) as draft, draft.open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -225,17 +224,22 @@ def known_file(row: str, seed: int, options: argparse.Namespace) -> Path:
     return model_folder(options.models, row, seed, options.steps) / KNOWN
 
 
+def ensembles(network: Network, data: Path, names: Sequence[str]) -> Mapping[str, Any]:
+    """Scales of the ensembles among scores, of every twelfth frame of camvid/train."""
+    if not any(is_fitted(name) for name in names):
+        return {}
+    known = open_data(data / "camvid" / "train")
+    part = dataclasses.replace(known, frames=known.frames[::FIT_EVERY])
+    return fit_scores(network, part.samples, names)
+
+
 def score_set(
     network: Network,
     data: Driving,
     names: Sequence[str] = DEFAULT,
-    known: Driving | None = None,
+    fits: Mapping[str, Any] = NOTHING,
 ) -> dict[str, Counts]:
-    """One pass over a set; `known` has the frames that ensembles have their scales from."""
-    fits: Mapping[str, Any] = NOTHING
-    if known is not None:
-        part = dataclasses.replace(known, frames=known.frames[::FIT_EVERY])
-        fits = fit_scores(network, part.samples, names)
+    """One pass over a set."""
     scorer = Scorer(network, names, fits)
     pooled = {name: PixelCounts() for name in names}
     frames = {name: FrameCounts() for name in names}

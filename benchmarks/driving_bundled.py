@@ -8,8 +8,8 @@
 DATA is that of `driving.py`; VALIDATION what `driving_shift.py` wrote. The rows are scores of the
 bundled model; the row of the model beside it has the score of the highest AP of those that need no
 outlier head. A model fresh from training looks at the scales and colours of the bundled one; one
-that says how it looks does so. With --add, tables of other sets that are in the results already
-stay, if they are of the same two models.
+that says how it looks does so. Ensembles have their scales as in `driving.py`. With --add, tables
+of other sets that are in the results already stay, if they are of the same two models.
 Intervals (90 %) are of a paired bootstrap over frames.
 """
 
@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from driving import ensembles
 
 from apps.anomaly_driving.bootstrap import FrameCounts, intervals
 from apps.anomaly_driving.closed import frames_miou
@@ -40,7 +42,10 @@ SETS = (
     *("static_val", "static_shift", "foreign_roads", "foreign_small"),
     *("road_anomaly21_val", "road_obstacle21_val", "fishyscapes_static_val"),
 )
-PLAIN = ("msp", "max_logit", "entropy", "jsd", "jsd@smooth", "energy", "energy@smooth")
+PLAIN = (
+    *("msp", "max_logit", "entropy", "jsd", "jsd@smooth", "energy", "energy@smooth"),
+    *("energy+jsd", "energy+jsd@smooth"),
+)
 SCORES = (*PLAIN, "d_out", "hybrid")
 VAL_ROWS, VAL_EVERY = 240, 3
 """Height at which, and which of the frames on which, the known classes are judged."""
@@ -64,12 +69,13 @@ def main(arguments: list[str] | None = None) -> None:
         options.out / f"{options.name}.json",
         [m.model.fingerprint for m in (ours, beside)],
     )
+    fits = [ensembles(network, options.data, SCORES) for network in (ours, beside)]
     tables = earlier(kept, models) if options.add else []
     if not tables:
         tables = [closed_table(ours, beside, options.data / "camvid" / "val", options.called)]
     for name in options.sets.split(","):
         folder = next(f / name for f in (options.data, options.validation) if (f / name).is_dir())
-        table = set_table(folder, ours, beside, options.called)
+        table = set_table(folder, (ours, beside), fits, options.called)
         table.print()
         tables = [other for other in tables if other.title != table.title] + [table]
         results = write_results(kept, tables, models=models)
@@ -112,10 +118,17 @@ def closed_table(ours: Network, beside: Network, folder: Path, called: str) -> T
     return Table(lines, {"model": "model", "miou": "closed mIoU, %"}, {"miou": ".1f"}, {}, title)
 
 
-def set_table(folder: Path, ours: Network, beside: Network, called: str) -> Table:
+def set_table(
+    folder: Path,
+    networks: tuple[Network, Network],
+    fits: Sequence[Mapping[str, Any]],
+    called: str,
+) -> Table:
     """One set: every score of the bundled model, and the best of the other."""
-    found = counts(ours, folder, SCORES)
-    other = counts(beside, folder, PLAIN)
+    ours, beside = networks
+    data = open_data(folder).labelled()
+    found = tallied(ours, data, SCORES, fits[0])
+    other = tallied(beside, data, PLAIN, fits[1])
     best = max(PLAIN, key=lambda score: other[score][0].curve().metrics()["ap"])
     lines: list[Row] = [row(f"{called}, {best}", other[best], None)]
     for score in SCORES:
@@ -130,14 +143,11 @@ def set_table(folder: Path, ours: Network, beside: Network, called: str) -> Tabl
 Counted = tuple[PixelCounts, FrameCounts]
 
 
-def counts(network: Network, folder: Path, names: tuple[str, ...]) -> Mapping[str, Counted]:
-    """One pass over the set of a folder."""
-    return tallied(network, open_data(folder).labelled(), names)
-
-
-def tallied(network: Network, data: Driving, names: tuple[str, ...]) -> Mapping[str, Counted]:
+def tallied(
+    network: Network, data: Driving, names: tuple[str, ...], fits: Mapping[str, Any]
+) -> Mapping[str, Counted]:
     """One pass over labelled frames."""
-    scorer = Scorer(network, names)
+    scorer = Scorer(network, names, fits)
     found = {name: (PixelCounts(), FrameCounts()) for name in names}
     with progress_bar(len(data), f"frames of {data.root.name}") as advance:
         for sample in data.samples():

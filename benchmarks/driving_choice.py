@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
+from driving import ensembles
 from driving_bundled import VAL_EVERY, VAL_ROWS, looking_alike, tallied
 
 from apps.anomaly_driving.closed import frames_miou
@@ -57,7 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         assert isinstance(network.model, AnomalyModel)
         config = network.model.config
         network.model.config = dataclasses.replace(config, colours=options.colours)
-        lines += model_lines(title, network, scores, folders, known.every(VAL_EVERY))
+        fits = ensembles(network, options.data, scores)
+        lines += model_lines(title, network, scores, fits, folders, known.every(VAL_EVERY))
         table = table_of(lines)
         results = write_results(kept, [table])
         write_text(kept.with_suffix(".md"), report(results, "Which weights to bundle"))
@@ -80,7 +83,12 @@ def earlier(path: Path, models: Sequence[str], scores: Sequence[str]) -> list[Ro
 
 
 def model_lines(
-    title: str, network: Network, scores: Sequence[str], folders: list[Path], known: Frames
+    title: str,
+    network: Network,
+    scores: Sequence[str],
+    fits: Mapping[str, Any],
+    folders: list[Path],
+    known: Frames,
 ) -> list[Row]:
     """One model: closed mIoU, and AP / FPR95 in % of each score on each set, and their means."""
     assert isinstance(network.model, AnomalyModel)
@@ -90,7 +98,7 @@ def model_lines(
     for folder in folders:
         data = open_data(folder).labelled()
         part = dataclasses.replace(data, frames=data.frames[:: EVERY[folder.name]])
-        found = tallied(network, part, tuple(scores))
+        found = tallied(network, part, tuple(scores), fits)
         for row, own in zip(lines, pairs, strict=True):
             metrics = found[str(row["score"])][0].curve().metrics()
             own.append((100 * metrics["ap"], 100 * metrics["fpr95"]))

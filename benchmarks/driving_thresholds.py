@@ -23,7 +23,7 @@ from apps.anomaly_driving.data import open_data
 from apps.anomaly_driving.network import Scorer
 from apps.anomaly_driving.pixel_metrics import bin_of, frame_counts
 from apps.anomaly_driving.scores import parse
-from apps.anomaly_driving.using import Using
+from apps.anomaly_driving.using import Using, fits_of
 from core.progress import progress_bar
 from core.random import keyed_generator
 from core.report import Table, report, write_results, write_text
@@ -32,9 +32,9 @@ HERE = Path(__file__).parent
 LEVEL = 0.9
 
 
-def counted(network, data, names):
+def counted(network, data, names, fits):
     """Score -> (ranks, counts) of every frame, sparse."""
-    scorer, found = Scorer(network, names), {name: [] for name in names}
+    scorer, found = Scorer(network, names, fits), {name: [] for name in names}
     with progress_bar(len(data), "frames") as advance:
         for sample in data.samples():
             for name, score in scorer(sample.image).scores.items():
@@ -100,10 +100,11 @@ def main():
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
-    network = Using(arguments.model).open(print)
-    data = open_data(arguments.folder).labelled()
+    using, names = Using(arguments.model), parse(arguments.scores)
+    network = using.open(print)
+    data, fits = open_data(arguments.folder).labelled(), fits_of(using, network, names)
     rows = []
-    for name, frames in counted(network, data, parse(arguments.scores)).items():
+    for name, frames in counted(network, data, names, fits).items():
         for target, wanted in (("fpr", arguments.fpr), ("tpr", arguments.tpr)):
             for way in ("random halves", "the drive cut in two"):
                 found = coverage(frames, way, target, wanted, arguments.splits)

@@ -165,23 +165,22 @@ def test_what_is_trained_and_scored_is_not_made_again(bench, tmp_path):
 
 
 def test_a_set_is_scored_with_ensembles_of_known_scales(bench, tmp_path):
+    known = tmp_path / "camvid" / "train"
     pixels = np.random.default_rng(0).integers(0, 255, (2, 64, 96, 3), np.uint8)
     for part in ("images", "labels"):
-        (tmp_path / part).mkdir()
+        (known / part).mkdir(parents=True)
     for index, image in enumerate(pixels):
-        label = np.zeros(image.shape[:2], np.uint8)
-        label[10:30, 10:40] = 1
-        cv2.imwrite(str(tmp_path / "images" / f"{index}.png"), image)
-        cv2.imwrite(str(tmp_path / "labels" / f"{index}.png"), label)
-    data, network = bench.open_data(tmp_path), bench.open_network(BUNDLED_MODEL)
-    found = bench.score_set(network, data, ("energy", "jsd", "energy+jsd"), data)
-    assert found["energy+jsd"].frames[:, 1].sum() == 2 * 20 * 30
-    outputs = network.outputs(pixels[0])
-    fits = bench.fit_scores(network, lambda: data.samples(), ("energy+jsd",))
-    assert set(fits) == {"energy+jsd"}
-    assert fits["energy+jsd"](outputs).shape == outputs.logits.shape[:1] + outputs.logits.shape[2:]
+        cv2.imwrite(str(known / "images" / f"{index}.png"), image)
+        cv2.imwrite(str(known / "labels" / f"{index}.png"), np.zeros((64, 96), np.uint8))
+    names = ("energy", "jsd", "energy+jsd")
+    network, data = bench.open_network(BUNDLED_MODEL), bench.open_data(known)
+    fits = bench.ensembles(network, tmp_path, names)
+    assert list(fits) == ["energy+jsd"]
+    found = bench.score_set(network, data, names, fits)
+    assert found["energy+jsd"].frames[:, 0].sum() == 2 * 64 * 96  # all of them known
+    assert bench.ensembles(network, tmp_path / "nowhere", names[:2]) == {}
     with pytest.raises(AleatorError, match="has to be fitted"):
-        bench.score_set(network, data, ("energy+jsd",))
+        bench.score_set(network, data, names)
 
 
 def test_tables_have_the_scores_that_were_measured(bench, tables):

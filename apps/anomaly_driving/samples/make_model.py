@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from apps.anomaly_driving.data import open_data
+from apps.anomaly_driving.fits import FOLDER, fit_scores, save_fits
 from apps.anomaly_driving.model import APP, OWN, from_checkpoint
+from apps.anomaly_driving.network import open_network
 from apps.anomaly_driving.scores import parse
 from apps.anomaly_driving.shared import SEEN, digests
 from core.cards import write_card
@@ -42,6 +47,10 @@ STEPS = (
 )
 
 
+FIT_EVERY = 12
+"""Which of the training frames give an ensemble its scales."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Write the bundled model."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -72,6 +81,15 @@ def main(arguments: list[str] | None = None) -> None:
         half=True,
     )
     write_card(OUT / "card.md", card)
+    fit(OUT, parse(options.score), options.data / "camvid" / "train")
+
+
+def fit(folder: Path, scores: Sequence[str], frames: Path) -> None:
+    """Fit what the default scores need to known frames, and keep it with the model."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    network, known = open_network(folder), open_data(frames)
+    part = dataclasses.replace(known, frames=known.frames[::FIT_EVERY])
+    save_fits(folder, fit_scores(network, part.samples, scores), network.model.fingerprint)
 
 
 if __name__ == "__main__":
