@@ -32,18 +32,19 @@ $train -o MODELS/sharp --start MODELS/whole --config $recipes/driving_sharp.json
 $average MODELS/both MODELS/wide MODELS/sharp
 $train -o MODELS/pale --start MODELS/both --config $recipes/driving_pale.json
 $average MODELS/both_pale MODELS/both MODELS/pale
-python -m apps.anomaly_driving.samples.make_model MODELS/both_pale --data DATA \\
+$train -o MODELS/stream --start MODELS/both_pale --config $recipes/driving_stream.json --seed 3
+python -m apps.anomaly_driving.samples.make_model MODELS/stream --data DATA \\
     --score {score} --scales {scales} --colours {colours}"""
 DATA = (
     "CamVid (Brostow, Fauqueur, Cipolla 2009), 367 training frames of 480x360; research data "
-    "without a redistribution licence, not bundled. The negatives are samples of a generator "
-    "that was trained on the same frames, and textures of no data: no picture of a real object "
+    "without a redistribution licence, not bundled. The negatives are samples of generators "
+    "that were trained on the same frames, and textures of no data: no picture of a real object "
     "was used in training."
 )
 STEPS = (
     "1000 without negatives, 4000 with diffusion samples and textures, then 1000 and 800 of two "
     "kinds; the mean of these two models, 1000 on pictures of pale and turned colours from there, "
-    "and the mean of before and after"
+    "and the mean of before and after; 1000 with samples of a flow that learns with the network"
 )
 
 
