@@ -77,5 +77,5 @@ def test_help_names_the_commands():
 
 def test_info_tells_how_the_bundled_weights_look():
     told = run("info", BUNDLED_MODEL).output
-    assert "480 pixels on the longer side, at 1, 0.667 of it, with 0.6 of their colours" in told
-    assert "default score: jsd@smooth" in told
+    assert "480 pixels on the longer side, at 1, 0.667 of it, with 0.4 of their colours" in told
+    assert "default score: energy+jsd@smooth" in told
