@@ -190,9 +190,12 @@ def export(
 ) -> None:
     """Write an ONNX file of logits and scores that gives what the model gives, to 1e-4."""
     from apps.anomaly_driving.export import export_onnx
+    from apps.anomaly_driving.using import fits_of
 
     using = _using(model, 0, 0, 256, None, None, "cpu")
-    written, worst = export_onnx(using.open(say), output, scores, size, overwrite=overwrite)
+    network = using.open(say)
+    fits = fits_of(using, network, None)
+    written, worst = export_onnx(network, output, scores, size, fits=fits, overwrite=overwrite)
     say(f"{written}: largest difference from the model {worst:.2g}")
 
 

@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,16 @@ from torch import Tensor, nn
 from apps.anomaly_driving.external import METADATA
 from apps.anomaly_driving.model import Outputs
 from apps.anomaly_driving.network import SMALLEST, Network
-from apps.anomaly_driving.scores import AFTER, DEFAULT, available, parse, resolve
+from apps.anomaly_driving.scores import (
+    AFTER,
+    DEFAULT,
+    Fitted,
+    available,
+    is_fitted,
+    parse,
+    parts,
+    resolve,
+)
 from core.errors import AleatorError
 from core.random import keyed_generator, rand
 from core.report import replacing
@@ -45,23 +54,31 @@ class _Exported(nn.Module):
 
 
 def export_onnx(
-    network: Network, path: Path, names: str | None, size: str, *, overwrite: bool = False
+    network: Network,
+    path: Path,
+    names: str | None,
+    size: str,
+    *,
+    fits: Mapping[str, Fitted] | None = None,
+    overwrite: bool = False,
 ) -> tuple[Path, float]:
     """Write a model of ours as ONNX.
 
     Args:
         network: its model is written; images come at the size of the export.
         path: OUT.onnx.
-        names: scores of the logits and the outlier head; all that the model has if None.
+        names: scores of the logits and the outlier head, and ensembles of them; all that the
+            model has if None.
         size: "HEIGHTxWIDTH".
+        fits: of the ensembles.
         overwrite: replace an existing file.
 
     Returns:
         the file, and the largest difference from the model that was found.
 
     Raises:
-        AleatorError: no ONNX installed, a score that needs a fit, a bad size, or outputs that
-            differ by more than the tolerance.
+        AleatorError: no ONNX installed, a score of features or of a fit that is not there, a bad
+            size, or outputs that differ by more than the tolerance.
     """
     if path.suffix != ".onnx":
         raise AleatorError(f"{path}: name the file .onnx")
@@ -70,11 +87,13 @@ def export_onnx(
     if not isinstance(network.model, nn.Module) or not hasattr(network.model, "config"):
         raise AleatorError("only models of ours are exported; this one comes from a file already")
     height, width = _size(size)
-    chosen = parse(names) if names else available(DEFAULT, head=network.has_head, fits={})
+    ensembles = {name: fit for name, fit in (fits or {}).items() if of_outputs(name)}
+    usual = [*DEFAULT, *ensembles]
+    chosen = parse(names) if names else available(usual, head=network.has_head, fits=ensembles)
     for suffix in AFTER:
         if any(name.endswith(suffix) for name in chosen):
             raise AleatorError(f"{suffix} is done after the network and cannot be exported")
-    module = _Exported(network.model, [resolve(name, {}) for name in chosen]).cpu().eval()
+    module = _Exported(network.model, [resolve(name, ensembles) for name in chosen]).cpu().eval()
     example = rand((2, 3, height, width), keyed_generator(0, 0))  # a batch of one would be fixed
     outputs = ["logits", *chosen]
     with replacing(path) as draft:
@@ -87,6 +106,11 @@ def export_onnx(
                 f"{TOLERANCE:g}; not written"
             )
     return path, worst
+
+
+def of_outputs(name: str) -> bool:
+    """Whether a fitted score is an ensemble of functions of the outputs, and nothing more."""
+    return "+" in name and not any(is_fitted(part) for part in parts(name))
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -269,13 +269,13 @@ class Ensemble(FeatureScore):
     def __init__(self, state: Mapping[str, Tensor], name: str, fits: Mapping[str, Fitted]) -> None:
         super().__init__(state)
         self.members = [resolve(part, fits) for part in parts(name)]
+        self.scales = list(zip(state["mean"].tolist(), state["std"].tolist(), strict=True))
 
     def __call__(self, outputs: Outputs) -> Tensor:
         """The score (B, H, W)."""
-        mean, std = self.state["mean"], self.state["std"]
         standard = [
-            (member(outputs) - mean[i].item()) / std[i].item()
-            for i, member in enumerate(self.members)
+            (member(outputs) - mean) / std
+            for member, (mean, std) in zip(self.members, self.scales, strict=True)
         ]
         return torch.stack(standard).mean(0)
 

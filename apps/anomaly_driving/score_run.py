@@ -267,7 +267,8 @@ def calibrate(
         save_fits(folder, fits, network.model.fingerprint)
         say(f"{folder / 'scores'}: fitted {', '.join(fits)} to {len(known)} images")
     kept = fits_of(using, network, wanted)
-    chosen = wanted or available(DEFAULT, head=network.has_head, fits=kept)
+    usual = dict.fromkeys([*default_scores(network), *DEFAULT])
+    chosen = wanted or available(list(usual), head=network.has_head, fits=kept)
     scorer = Scorer(network, chosen, kept)
     counts = {name: Calibration(name) for name in chosen}
     for sample in data.labelled().samples(say=say):

@@ -108,6 +108,19 @@ def test_score_then_judge_the_files(model, folder, tmp_path):
     )
 
 
+def test_calibrate_covers_the_score_that_score_gives_by_default(model, folder, tmp_path):
+    from apps.anomaly_driving.model import load
+
+    own = tmp_path / "model"
+    load(model).save(own, card={"score": "jsd@smooth"})
+    said = invoke("calibrate", folder, "--model", own, "--fpr", 0.1)
+    assert said.exit_code == 0, said.output
+    assert list(json.loads((own / "thresholds.json").read_text())["thresholds"])[0] == "jsd@smooth"
+    said = invoke("score", folder, "-o", tmp_path / "out", "--model", own, "--open-set")
+    assert said.exit_code == 0, said.output
+    assert (tmp_path / "out" / "0_classes.png").exists()
+
+
 def test_calibrate_then_use_the_threshold(model, folder, tmp_path):
     own = tmp_path / "model"
     shutil.copytree(model, own)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from apps.anomaly_driving.export import TOLERANCE, export_onnx
+from apps.anomaly_driving.export import TOLERANCE, export_onnx, of_outputs
 from apps.anomaly_driving.external import ExternalModel, normalisation, open_external, read_classes
+from apps.anomaly_driving.fits import load_fits
 from apps.anomaly_driving.network import Scorer, open_network
 from apps.anomaly_driving.scores import SCORES
+from apps.anomaly_driving.using import BUNDLED_MODEL
 from core.errors import AleatorError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -126,6 +128,23 @@ def test_onnx_gives_what_the_model_gives(exported, image):
         wanted = SCORES[name].function(outputs).numpy()
         assert np.abs(found[name] - wanted).max() < TOLERANCE, name
     assert not list(path.parent.glob(".*"))
+
+
+def test_an_ensemble_of_outputs_goes_into_onnx_with_its_scales(tmp_path):
+    import onnxruntime as ort
+
+    network = open_network(BUNDLED_MODEL, longer_side=0)
+    name, *_ = fits = load_fits(BUNDLED_MODEL, network.model.fingerprint)
+    path, worst = export_onnx(network, tmp_path / "a.onnx", f"jsd,{name}", "64x96", fits=fits)
+    assert (name, worst <= TOLERANCE) == ("energy+jsd", True)
+    session = ort.InferenceSession(str(path))
+    assert [o.name for o in session.get_outputs()] == ["logits", "jsd", "energy+jsd"]
+    x = np.random.default_rng(1).random((1, 3, 64, 96), np.float32)
+    with torch.no_grad():
+        wanted = fits[name](network.model(torch.from_numpy(x))).numpy()
+    assert np.abs(session.run(["energy+jsd"], {"images": x})[0] - wanted).max() < TOLERANCE
+    assert of_outputs("energy+jsd")
+    assert not any(map(of_outputs, ("energy+knn", "knn", "energy")))
 
 
 def test_our_onnx_is_read_back_with_its_classes(exported, image):
