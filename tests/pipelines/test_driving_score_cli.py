@@ -16,6 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from apps.anomaly_driving.scores import DEFAULT
 from pipelines.driving_score import app
 from tests.pipelines.mistakes import the_error
 
